@@ -1,0 +1,80 @@
+"""Runs the C++ compiler: which one, one object per source, the link."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+
+class CompilerError(Exception):
+    """A compiler or linker call that failed."""
+
+
+def find_compiler() -> list[str] | None:
+    """The C++ compiler as a command: `CXX`, else the first of the usual names on the path; None if there is none."""
+    named = shlex.split(os.environ.get("CXX", ""))
+    if named:
+        return named if shutil.which(named[0]) else None
+    usual = (shlex.split(sysconfig.get_config_var("CXX") or "")[:1], ["c++"], ["g++"], ["clang++"])
+    return next((command for command in usual if command and shutil.which(command[0])), None)
+
+
+def describe(compiler: Sequence[str]) -> str:
+    """The compiler's own first line about itself."""
+    answer = subprocess.run([*compiler, "--version"], capture_output=True, text=True)
+    return answer.stdout.partition("\n")[0].strip() or " ".join(compiler)
+
+
+def compile_objects(compiler: Sequence[str], flags_by_source: dict[Path, list[str]], folder: Path) -> list[Path]:
+    """Compiles every source that changed since its object was made, several at a time; returns all objects in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+
+    def compile_one(source: Path) -> Path:
+        target = folder / ("-".join(source.parts[-3:]) + ".o")
+        command = [*compiler, *_user_flags("CXXFLAGS"), *flags_by_source[source], "-c", str(source), "-o", str(target)]
+        if not _is_current(target, command):
+            _run([*command, "-MD", "-MF", str(target.with_suffix(".d"))])
+            target.with_suffix(".command").write_text(shlex.join(command))
+        return target
+
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(compile_one, flags_by_source))
+
+
+def link(compiler: Sequence[str], objects: Sequence[Path], target: Path, library_folder: Path) -> None:
+    """Links the objects with torch's CPU library, which is found at run time because torch was imported before."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kind = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
+    files = [*map(str, objects), f"-L{library_folder}", "-ltorch_cpu"]
+    _run([*compiler, *kind, *files, *_user_flags("LDFLAGS"), "-o", str(target)])
+
+
+def _user_flags(name: str) -> list[str]:
+    return shlex.split(os.environ.get(name, ""))
+
+
+def _is_current(target: Path, command: list[str]) -> bool:
+    """Whether the object was made by this very command from sources and headers that have not changed since."""
+    depends, made_by = target.with_suffix(".d"), target.with_suffix(".command")
+    if not (target.is_file() and depends.is_file() and made_by.is_file()):
+        return False
+    if made_by.read_text() != shlex.join(command):
+        return False
+    names = shlex.split(depends.read_text().replace("\\\n", " ").partition(":")[2])
+    made = target.stat().st_mtime_ns
+    return all(Path(name).is_file() and Path(name).stat().st_mtime_ns < made for name in names)
+
+
+def _run(command: list[str]) -> None:
+    print(shlex.join(command), flush=True)
+    answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if answer.stdout:
+        print(answer.stdout, flush=True)
+    if answer.returncode:
+        raise CompilerError(f"this command failed with exit status {answer.returncode}:\n{shlex.join(command)}\n{answer.stdout}")

@@ -1,0 +1,74 @@
+"""What is compiled, and with which flags: one list, read by the build and by the tests of the objects."""
+
+import platform
+from pathlib import Path
+
+SOURCE_FOLDER = Path("cuda_ops") / "csrc"
+
+# One translation unit per instruction set, the only ones that may contain its instructions. Slowest first: the order in
+# which `python -m cuda_ops` names them.
+INSTRUCTION_SET_FLAGS = {
+    "portable": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2", "-mpopcnt"],
+    "avx512": [
+        "-mavx512f",
+        "-mavx512dq",
+        "-mavx512bw",
+        "-mavx512vl",
+        "-mavx512vpopcntdq",
+        "-mavx512vbmi",
+        "-mavx2",
+        "-mfma",
+        "-mf16c",
+        "-mbmi2",
+        "-mpopcnt",
+    ],
+}
+
+COMMON_FLAGS = [
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    # A product and a sum are fused where the source says so and nowhere else: the same bits from every compiler.
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+]
+
+# Only what torch 2.11 has: one binary serves every torch from there on.
+TORCH_MACROS = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+
+
+def is_x86_64() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def instruction_sets() -> list[str]:
+    """The instruction sets that this processor family has code for."""
+    return list(INSTRUCTION_SET_FLAGS) if is_x86_64() else ["portable"]
+
+
+def kernel_sources(root: Path) -> dict[str, Path]:
+    """Instruction set -> the translation unit compiled for it."""
+    folder = root / SOURCE_FOLDER / "cpu" / "kernels"
+    return {name: folder / f"{name}.cpp" for name in instruction_sets()}
+
+
+def glue_sources(root: Path) -> list[Path]:
+    """The sources that see torch and run on every processor of the family."""
+    folder = root / SOURCE_FOLDER
+    return [folder / "module.cpp", *sorted((folder / "cpu").glob("*.cpp"))]
+
+
+def flags_by_source(root: Path, include: list[Path]) -> dict[Path, list[str]]:
+    """Every source of the library with its compiler flags.
+
+    `include` are the folders of headers that are not ours (torch, Python): as system headers they cause no warnings.
+    """
+    common = [*COMMON_FLAGS, f"-I{root / SOURCE_FOLDER}", *(["-DCUDA_OPS_X86"] if is_x86_64() else [])]
+    system = [flag for folder in include for flag in ("-isystem", str(folder))]
+    flags = {source: [*common, *TORCH_MACROS, *system] for source in glue_sources(root)}
+    for name, source in kernel_sources(root).items():
+        flags[source] = [*common, *INSTRUCTION_SET_FLAGS[name]]
+    return flags
