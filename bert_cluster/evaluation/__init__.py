@@ -1,0 +1,1 @@
+"""What the two evaluation commands share: options, loading, running, storing, comparing, reporting."""

@@ -1,0 +1,89 @@
+"""What both commands do around their own task: errors in one sentence, and the files that users of the examples know."""
+
+import argparse
+import errno
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bert_cluster.errors import BertClusterError
+from bert_cluster.evaluation.errors import OptionError
+from bert_cluster.evaluation.plot import draw, require_matplotlib
+from bert_cluster.evaluation.report import markdown, terminal
+from bert_cluster.evaluation.results import Results, finite
+from bert_cluster.evaluation.runner import MethodRun
+from bert_cluster.evaluation.store import write_json, write_text
+
+PLOT = "plot.png"
+
+
+def run_command(name: str, run: Callable[[], None]) -> int:
+    """Call `run`; turn the user's mistakes into one line on stderr and exit status 2."""
+    try:
+        run()
+    except BertClusterError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        print(f"{name}: error: {error}. What is finished is stored: the same command continues.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted. The same command continues where it stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Everything about the shared flags that can be refused before data or model are touched."""
+    if options.validation_file and options.test_file:
+        raise OptionError("--validation_file and --test_file are both given. Evaluate them one after the other.")
+    if options.dataset_name and (options.validation_file or options.test_file):
+        raise OptionError("--dataset_name and a local file are both given. Choose one.")
+    output = Path(options.output_dir)
+    if output.exists() and not output.is_dir():
+        raise OptionError(f"--output_dir {output} is a file. Give a folder.")
+    if not options.no_plot:
+        require_matplotlib()
+
+
+def metrics_of(scores: Mapping[str, float], run: MethodRun, part: int, samples: int, batches: int) -> dict[str, Any]:
+    """The flat `eval_` keys of transformers' Trainer for one part: scores, samples and speed.
+
+    `eval_runtime` counts forward passes only. `samples` is what Trainer counts: the inputs of the model.
+    """
+    seconds = run.seconds[part]
+    values = {
+        **scores,
+        "model_preparation_time": round(run.preparation_seconds, 4),
+        "runtime": round(seconds, 4),
+        "samples": samples,
+        "samples_per_second": round(samples / seconds, 3) if seconds else None,
+        "steps_per_second": round(batches / seconds, 3) if seconds else None,
+    }
+    return {f"eval_{name}": value for name, value in values.items()}
+
+
+def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
+    """eval_results.json and all_results.json of one method, as Trainer.save_metrics writes them."""
+    for name in ("eval_results.json", "all_results.json"):
+        write_json(folder / name, finite(metrics), sort_keys=True)
+
+
+def write_results(results: Results, output_dir: str | Path, *, plot: bool) -> None:
+    """The files that compare the methods, and the table on stdout."""
+    folder = Path(output_dir)
+    if plot:
+        draw(results, folder / PLOT)
+    write_text(folder / "report.md", markdown(results, plot=PLOT if plot else None))
+    write_json(folder / "all_results.json", results.to_dict())
+    written = ["report.md", "all_results.json", *([PLOT] if plot else [])]
+    print(f"\n{terminal(results)}\nIn {folder}: {', '.join(written)}, and a folder for each method.")
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Notes on data and model, before a long run starts."""
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)

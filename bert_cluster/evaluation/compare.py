@@ -1,0 +1,150 @@
+"""Runs all methods of a command over the same batches: loads once, continues what is stored, refuses to mix settings."""
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+import bert_cluster
+from bert_cluster.evaluation.backends import operators_here
+from bert_cluster.evaluation.batches import CHUNK_TOKENS, Collator, Input, Plan, plan_batches
+from bert_cluster.evaluation.checkpoints import Checkpoint
+from bert_cluster.evaluation.methods import Method
+from bert_cluster.evaluation.processes import Processes
+from bert_cluster.evaluation.results import describe_environment
+from bert_cluster.evaluation.runner import Job, MethodRun, attention_of, run_method
+from bert_cluster.evaluation.store import Store
+
+
+@dataclass(frozen=True)
+class Question:
+    """What a command asks of every method.
+
+    Attributes:
+        command: squad_eval or glue_eval.
+        settings: the flags that decide what the model computes; they identify the stored results, by these names.
+        parts: model inputs of each part, unpadded (MNLI has two parts, everything else one).
+        outputs, per_token: see `runner.Job`.
+    """
+
+    command: str
+    settings: Mapping[str, Any]
+    parts: Sequence[Sequence[Input]]
+    outputs: tuple[str, ...]
+    per_token: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The runs, in the order of the methods, and what they share. `runs` is empty outside the main process."""
+
+    runs: list[MethodRun]
+    plan: Plan
+    model: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    def batches(self) -> dict[str, Any]:
+        """The entry `batches` of all_results.json."""
+        return {
+            "count": len(self.plan.batches),
+            "inputs": sum(len(batch.indices) for batch in self.plan.batches),
+            "tokens": self.plan.tokens,
+            "padded_tokens": self.plan.padded_tokens,
+            "padded_share": self.plan.padded_share,
+        }
+
+
+def compare(
+    options: argparse.Namespace,
+    question: Question,
+    checkpoint: Checkpoint,
+    methods: Sequence[Method],
+    processes: Processes,
+    load: Callable[[], PreTrainedModel],
+) -> Comparison:
+    """Run every method, or read what is stored of it.
+
+    Args:
+        options: flags of `options.add_run_options` and `add_model_options`.
+        load: loads the model; called at most once, and not at all where everything is stored.
+    """
+    dtype = _dtype(options, checkpoint)
+    environment = describe_environment(processes.device, processes.count, operators_here(processes.device, dtype))
+    model_facts = {
+        "name": checkpoint.name,
+        "base": None if checkpoint.adapter is None else checkpoint.weights,
+        "model_type": checkpoint.model_type,
+        "revision": options.model_revision,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    pad_to = question.settings["max_seq_length"] if options.pad_to_max_length else None
+    lengths = [[len(one["input_ids"]) for one in part] for part in question.parts]
+    chunk_tokens = CHUNK_TOKENS * processes.count
+    plan = plan_batches(lengths, options.per_device_eval_batch_size, pad_to=pad_to, chunk_tokens=chunk_tokens)
+    job = Job(
+        plan,
+        Collator(checkpoint.tokenizer, question.parts),
+        question.outputs,
+        question.per_token,
+        tuple(map(len, lengths)),
+    )
+    store = Store(options.output_dir)
+    if processes.is_main:
+        identity = {
+            "command": question.command,
+            "bert_cluster": bert_cluster.__version__,
+            "model": {**model_facts, "files": dict(checkpoint.fingerprint)},
+            **question.settings,
+            "per_device_eval_batch_size": options.per_device_eval_batch_size,
+            "pad_to_max_length": options.pad_to_max_length,
+            "environment": environment,
+            "inputs": _digest(question.parts),
+        }
+        store.open(identity, overwrite=options.overwrite_output_dir)
+        for method in methods:
+            store.open_method(method.name, method.settings())
+    runs = _run_all(options, job, methods, processes, store, load)
+    return Comparison(runs if processes.is_main else [], plan, model_facts, environment)
+
+
+def _run_all(
+    options: argparse.Namespace,
+    job: Job,
+    methods: Sequence[Method],
+    processes: Processes,
+    store: Store,
+    load: Callable[[], PreTrainedModel],
+) -> list[MethodRun]:
+    chunks = range(len(job.plan.chunks))
+    finished = processes.is_main and all(store.is_finished(one.name, chunk) for one in methods for chunk in chunks)
+    if processes.from_main(finished):
+        return [run_method(method, None, job, store, processes) for method in methods]
+    with processes.main_first():
+        model = load()
+    for method in methods:
+        with attention_of(model, method):
+            pass  # what cannot be patched is refused before anything runs for hours
+    progress = not options.disable_tqdm
+    return [run_method(method, model, job, store, processes, progress=progress) for method in methods]
+
+
+def _dtype(options: argparse.Namespace, checkpoint: Checkpoint) -> torch.dtype:
+    if options.dtype != "auto":
+        return getattr(torch, options.dtype)
+    dtype = getattr(checkpoint.config, "dtype", None) or torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+def _digest(parts: Sequence[Sequence[Input]]) -> str:
+    """Tells whether data, tokenizer or cutting changed."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        digest.update(b"part")
+        for one in part:
+            digest.update(json.dumps({name: list(values) for name, values in one.items()}).encode())
+    return digest.hexdigest()

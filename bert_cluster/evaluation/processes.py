@@ -1,0 +1,125 @@
+"""One or several processes: torchrun and `accelerate launch`, on CPUs and GPUs."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from bert_cluster.evaluation.errors import LaunchError, OptionError
+
+T = TypeVar("T")
+
+HOW_TO_LAUNCH = (
+    "On CPUs launch with `torchrun --nproc_per_node N -m squad_eval ...` (or glue_eval), or with "
+    "`ACCELERATE_USE_CPU=1 accelerate launch --multi_gpu --num_processes N -m ...`."
+)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among those of the launch. `index` 0 is the main one: it alone writes files and prints."""
+
+    index: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.index == 0
+
+    def gather(self, value: T) -> list[T]:
+        """The value of every process, in their order, in every process. Waits for all of them."""
+        if self.count == 1:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([value]))
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, in every process."""
+        if self.count == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Run the block in the main process, then in the others: they find its downloads in the cache."""
+        if self.count == 1:
+            yield
+            return
+        from accelerate import PartialState
+
+        with PartialState().main_process_first():
+            yield
+
+
+def choose_device(name: str) -> torch.device:
+    """The device that `--device` names; `auto` is the GPU if there is one, else the CPU.
+
+    Raises:
+        OptionError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device must be auto, cpu, cuda, cuda:INDEX or mps, got {name!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise OptionError(f"--device {name}: torch {torch.__version__} sees no CUDA GPU here. Use --device cpu.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise OptionError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise OptionError("--device mps: torch sees no Apple GPU here. Use --device cpu.")
+    return device
+
+
+def join_processes(device: str) -> Processes:
+    """Join the launch that started this process.
+
+    Args:
+        device: value of `--device`. With several processes each GPU process takes the GPU of its local rank.
+
+    Raises:
+        LaunchError: several processes were launched, but this one would evaluate everything alone.
+    """
+    from accelerate import PartialState
+
+    chosen = choose_device(device)
+    state = PartialState(cpu=chosen.type == "cpu")
+    refuse_silent_solo(os.environ, state.num_processes)
+    if state.num_processes > 1:
+        if chosen.type != "cpu" and chosen.index is not None:
+            raise OptionError(
+                f"--device {device} would put {state.num_processes} processes on one GPU. Use --device cuda."
+            )
+        chosen = torch.device(state.device)
+    return Processes(state.process_index, state.num_processes, chosen)
+
+
+def refuse_silent_solo(environment: Mapping[str, str], num_processes: int) -> None:
+    """Raise LaunchError where a launcher started several processes, or was told to, and accelerate sees only one.
+
+    torchrun and MPI export the number of processes. `accelerate launch --cpu --num_processes N` starts a single one
+    (accelerate 1.15, commands/launch.py, simple_launcher) and leaves MASTER_ADDR without WORLD_SIZE as its only trace.
+    """
+    if num_processes > 1:
+        return
+    for name in ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE"):
+        if int(environment.get(name) or 1) > 1:
+            raise LaunchError(
+                f"{name}={environment[name]} says that several processes were launched, but accelerate sees one: each would "
+                f"evaluate everything and overwrite the others' results. {HOW_TO_LAUNCH}"
+            )
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in environment
+    if by_accelerate and "MASTER_ADDR" in environment and "WORLD_SIZE" not in environment:
+        raise LaunchError(
+            "`accelerate launch` was asked for several processes (it set MASTER_ADDR) but started only this one, as it "
+            f"does with --cpu. {HOW_TO_LAUNCH}"
+        )

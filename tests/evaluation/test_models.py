@@ -1,0 +1,208 @@
+"""Checkpoints and adapters: what is loaded, and what is refused because a weight would be made up."""
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    PretrainedConfig,
+    RobertaConfig,
+)
+
+from bert_cluster import ClusterConfig
+from bert_cluster.evaluation.checkpoints import find_checkpoint, longest_input
+from bert_cluster.evaluation.errors import CheckpointError, MissingPackageError
+from bert_cluster.evaluation.models import load_model
+from bert_cluster.evaluation.options import add_model_options, new_parser
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = new_parser("test", "")
+    add_model_options(parser)
+    return parser.parse_args(["--model_name_or_path", *arguments])
+
+
+def save_adapter(base: str, folder: Path, kind: type, task_type: str, head: str, **config: Any) -> torch.nn.Module:
+    """Save a LoRA adapter with random weights and a head of its own; returns the merged model it must give."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(3)
+    model = kind.from_pretrained(base, **config)  # type: ignore[attr-defined]
+    lora = peft.LoraConfig(r=4, target_modules=["query", "value"], modules_to_save=[head], task_type=task_type)
+    wrapped = peft.get_peft_model(model, lora)
+    with torch.no_grad():
+        for weight in wrapped.parameters():
+            if weight.requires_grad:
+                weight.normal_(0, 0.3)
+    wrapped.save_pretrained(folder)
+    return wrapped.merge_and_unload().eval()
+
+
+@pytest.fixture
+def qa_adapter(save_model: Callable[..., str], tmp_path: Path) -> tuple[str, str, torch.nn.Module]:
+    """(adapter folder, its base: an encoder without head, the merged model)"""
+    base = save_model("encoder")
+    merged = save_adapter(base, tmp_path / "adapter", BertForQuestionAnswering, "QUESTION_ANS", "qa_outputs")
+    return str(tmp_path / "adapter"), base, merged
+
+
+def logits_of(model: torch.nn.Module) -> torch.Tensor:
+    with torch.inference_mode():
+        output = model(input_ids=torch.tensor([[2, 7, 8, 9, 3]]))
+    return output.start_logits if hasattr(output, "start_logits") else output.logits
+
+
+def test_a_folder(qa_model: str) -> None:
+    checkpoint = find_checkpoint(parse(qa_model), "QUESTION_ANS")
+    assert checkpoint.adapter is None and checkpoint.stored is None
+    model = load_model(checkpoint, AutoModelForQuestionAnswering)
+    assert not model.training
+    assert model.dtype == torch.float32
+    torch.testing.assert_close(logits_of(model), logits_of(BertForQuestionAnswering.from_pretrained(qa_model).eval()))
+
+
+def test_the_dtype_asked_for_and_the_checkpoints_own(qa_model: str, tmp_path: Path) -> None:
+    checkpoint = find_checkpoint(parse(qa_model), "QUESTION_ANS")
+    assert load_model(checkpoint, AutoModelForQuestionAnswering, dtype="bfloat16").dtype == torch.bfloat16
+    BertForQuestionAnswering.from_pretrained(qa_model).half().save_pretrained(tmp_path / "half")
+    shutil.copy(Path(qa_model) / "tokenizer.json", tmp_path / "half")
+    shutil.copy(Path(qa_model) / "tokenizer_config.json", tmp_path / "half")
+    half = find_checkpoint(parse(str(tmp_path / "half")), "QUESTION_ANS")
+    assert load_model(half, AutoModelForQuestionAnswering, dtype="auto").dtype == torch.float16
+    assert load_model(half, AutoModelForQuestionAnswering, dtype="float32").dtype == torch.float32
+
+
+def test_stored_settings_are_found(save_model: Callable[..., str]) -> None:
+    settings = ClusterConfig(clusters=3, topk=5)
+    checkpoint = find_checkpoint(parse(save_model("qa", settings=settings.to_dict())), "QUESTION_ANS")
+    assert checkpoint.stored == settings
+
+
+def test_stored_settings_that_cannot_be_read_are_named(save_model: Callable[..., str]) -> None:
+    folder = save_model("qa", settings={"version": 99})
+    with pytest.raises(CheckpointError, match=r"config\.json, key clustered_attention"):
+        find_checkpoint(parse(folder), "QUESTION_ANS")
+
+
+def test_an_encoder_without_the_head_is_refused_with_the_missing_keys(save_model: Callable[..., str]) -> None:
+    checkpoint = find_checkpoint(parse(save_model("encoder")), "QUESTION_ANS")
+    with pytest.raises(CheckpointError, match=r"lacks the weights qa_outputs\.bias, qa_outputs\.weight"):
+        load_model(checkpoint, AutoModelForQuestionAnswering)
+    with pytest.raises(CheckpointError, match=r"lacks the weights classifier\.bias, classifier\.weight"):
+        load_model(checkpoint, AutoModelForSequenceClassification)
+
+
+def test_an_adapter_is_merged_and_brings_its_head(qa_adapter: tuple[str, str, torch.nn.Module]) -> None:
+    folder, _, merged = qa_adapter
+    checkpoint = find_checkpoint(parse(folder), "QUESTION_ANS")
+    assert checkpoint.adapter is not None and checkpoint.adapter.outputs == 2
+    model = load_model(checkpoint, AutoModelForQuestionAnswering)
+    assert type(model) is BertForQuestionAnswering
+    assert not any("lora" in name for name, _ in model.named_modules())
+    torch.testing.assert_close(logits_of(model), logits_of(merged))
+
+
+def test_the_base_can_be_overridden(qa_adapter: tuple[str, str, torch.nn.Module], tmp_path: Path) -> None:
+    folder, base, merged = qa_adapter
+    moved = tmp_path / "moved"
+    shutil.copytree(folder, moved)
+    settings = json.loads((moved / "adapter_config.json").read_text())
+    (moved / "adapter_config.json").write_text(json.dumps({**settings, "base_model_name_or_path": "/nowhere/base"}))
+    with pytest.raises(CheckpointError, match="there is no folder /nowhere/base"):
+        find_checkpoint(parse(str(moved)), "QUESTION_ANS")
+    checkpoint = find_checkpoint(parse(str(moved), "--base_model_name_or_path", base), "QUESTION_ANS")
+    torch.testing.assert_close(logits_of(load_model(checkpoint, AutoModelForQuestionAnswering)), logits_of(merged))
+
+
+def test_the_number_of_labels_comes_from_the_adapters_head(save_model: Callable[..., str], tmp_path: Path) -> None:
+    base = save_model("encoder")
+    kind = BertForSequenceClassification
+    merged = save_adapter(base, tmp_path / "nli", kind, "SEQ_CLS", "classifier", num_labels=3)
+    checkpoint = find_checkpoint(parse(str(tmp_path / "nli")), "SEQ_CLS")
+    assert checkpoint.adapter is not None and checkpoint.adapter.outputs == 3
+    names = {0: "entailment", 1: "neutral", 2: "contradiction"}
+    model = load_model(checkpoint, AutoModelForSequenceClassification, id2label=names)
+    assert (model.config.num_labels, model.config.id2label) == (3, names)
+    torch.testing.assert_close(logits_of(model), logits_of(merged))
+
+
+def test_an_adapter_of_another_task_or_model_is_refused(
+    qa_adapter: tuple[str, str, torch.nn.Module], save_model: Callable[..., str]
+) -> None:
+    folder, _, _ = qa_adapter
+    with pytest.raises(CheckpointError, match="task_type is QUESTION_ANS, this command needs SEQ_CLS"):
+        find_checkpoint(parse(folder), "SEQ_CLS")
+    deeper = save_model("encoder", num_hidden_layers=3)
+    checkpoint = find_checkpoint(parse(folder, "--base_model_name_or_path", deeper), "QUESTION_ANS")
+    with pytest.raises(CheckpointError, match="weights only on one side: .*layer.2"):
+        load_model(checkpoint, AutoModelForQuestionAnswering)
+    wider = save_model("encoder", hidden_size=48)
+    checkpoint = find_checkpoint(parse(folder, "--base_model_name_or_path", wider), "QUESTION_ANS")
+    with pytest.raises(CheckpointError, match="the adapter does not fit"):
+        load_model(checkpoint, AutoModelForQuestionAnswering)
+
+
+def test_an_adapter_without_peft(
+    qa_adapter: tuple[str, str, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint = find_checkpoint(parse(qa_adapter[0]), "QUESTION_ANS")
+    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    with pytest.raises(MissingPackageError, match="peft is not installed: pip install peft"):
+        load_model(checkpoint, AutoModelForQuestionAnswering)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./nowhere", "there is no folder ./nowhere"),
+        ("a/b/c", "there is no folder a/b/c, and it cannot be a Hub id"),
+    ],
+)
+def test_mistyped_paths_do_not_ask_the_hub(name: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        find_checkpoint(parse(name), "QUESTION_ANS")
+
+
+def test_a_file_and_an_empty_folder_are_no_models(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is a file"):
+        find_checkpoint(parse(str(tmp_path / "file")), "QUESTION_ANS")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="empty: its configuration cannot be read"):
+        find_checkpoint(parse(str(tmp_path / "empty")), "QUESTION_ANS")
+
+
+def test_a_base_for_something_that_is_no_adapter(qa_model: str) -> None:
+    with pytest.raises(CheckpointError, match="is for adapters"):
+        find_checkpoint(parse(qa_model, "--base_model_name_or_path", qa_model), "QUESTION_ANS")
+
+
+def test_changed_weights_change_the_fingerprint(qa_model: str, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(qa_model, copy)
+    before = find_checkpoint(parse(str(copy)), "QUESTION_ANS").fingerprint
+    assert before == find_checkpoint(parse(qa_model), "QUESTION_ANS").fingerprint
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert before != find_checkpoint(parse(str(copy)), "QUESTION_ANS").fingerprint
+
+
+class Limited:
+    model_max_length = 128
+
+
+def test_the_longest_input_is_what_the_position_table_holds() -> None:
+    assert longest_input(PretrainedConfig(max_position_embeddings=512), Limited(), 384) == 384
+    assert longest_input(PretrainedConfig(max_position_embeddings=512), Limited(), 4096) == 512
+    assert longest_input(RobertaConfig(max_position_embeddings=514, pad_token_id=1), Limited(), 4096) == 512
+    assert longest_input(PretrainedConfig(), Limited(), 4096) == 128

@@ -1,0 +1,339 @@
+"""`squad_eval` from flags to files, with tiny random models."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bert_cluster import ClusterConfig
+from bert_cluster.evaluation import compare, runner
+from squad_eval.command import main, new_parser
+
+RUN_QA_FILES = {"all_results.json", "eval_results.json", "eval_predictions.json", "eval_nbest_predictions.json"}
+SPEED_KEYS = {
+    *("eval_samples", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"),
+    "eval_model_preparation_time",
+}
+
+
+def flags(model: str, file: str, output: Path, *more: str) -> list[str]:
+    given = ["--model_name_or_path", model, "--validation_file", file, "--output_dir", str(output), "--device", "cpu"]
+    return [*given, "--max_seq_length", "32", "--doc_stride", "8", "--bootstrap_samples", "50", "--disable_tqdm", *more]
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def test_run_qas_flags_and_defaults() -> None:
+    options = vars(new_parser().parse_args(["--model_name_or_path", "m", "--output_dir", "o"]))
+    expected = {
+        **{"max_seq_length": 384, "doc_stride": 128, "n_best_size": 20, "max_answer_length": 30, "model_revision": "main"},
+        **{"version_2_with_negative": False, "null_score_diff_threshold": 0.0, "per_device_eval_batch_size": 8},
+        **{"max_eval_samples": None, "dataset_name": None, "dataset_config_name": None, "validation_file": None},
+        **{"tokenizer_name": None, "config_name": None, "cache_dir": None, "token": None},
+    }
+    assert {name: options[name] for name in expected} == expected
+
+
+def test_the_files_of_run_qa_and_ours(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    methods = ["--attention", "full", "clustered", "improved-clustered", "--clusters", "2"]
+    assert main(flags(qa_model, squad_file(12), output, *methods)) == 0
+    assert {path.name for path in output.iterdir()} == {
+        *("full", "clustered", "improved-clustered", "chunks", "all_results.json", "report.md", "plot.png")
+    }
+    content = read(output / "all_results.json")
+    for method in ("full", "clustered", "improved-clustered"):
+        assert {path.name for path in (output / method).iterdir()} == RUN_QA_FILES
+        metrics = read(output / method / "eval_results.json")
+        assert set(metrics) == {"eval_exact_match", "eval_f1", *SPEED_KEYS}
+        assert metrics == read(output / method / "all_results.json")
+        assert metrics["eval_f1"] == content["methods"][method]["scores"]["f1"]
+        assert metrics["eval_samples"] == content["batches"]["inputs"] > 12
+        assert set(read(output / method / "eval_predictions.json")) == {f"q{number}" for number in range(12)}
+    improved = content["methods"]["improved-clustered"]
+    assert set(improved["difference_to_full"]) == {"exact_match", "f1"}
+    assert 0 <= improved["agreement_with_full"]["value"] <= 1
+    assert improved["cluster_config"] == ClusterConfig(method="improved-clustered", clusters=2).to_dict()
+    assert content["methods"]["full"]["difference_to_full"] is None
+    assert content["settings"]["max_seq_length"] == 32
+    text = capsys.readouterr().out
+    for word in ("improved-clustered", "f1", "agrees with full", "peak memory"):
+        assert word in text
+
+
+def test_agreement_and_differences_are_those_of_the_predictions(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    methods = ["--attention", "full", "clustered", "--clusters", "1", "--no_plot"]
+    assert main(flags(qa_model, squad_file(12), output, *methods)) == 0
+    full, clustered = (read(output / name / "eval_predictions.json") for name in ("full", "clustered"))
+    result = read(output / "all_results.json")["methods"]
+    same = sum(full[name] == clustered[name] for name in full) / len(full)
+    assert result["clustered"]["agreement_with_full"] == {"kind": "same predictions", "value": pytest.approx(same)}
+    assert same < 1
+    difference = result["clustered"]["difference_to_full"]["f1"]
+    assert difference["value"] == pytest.approx(result["clustered"]["scores"]["f1"] - result["full"]["scores"]["f1"])
+    assert difference["low"] <= difference["value"] <= difference["high"]
+
+
+def test_all_keys_give_fulls_answers(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:
+    methods = ["--attention", "full", "improved-clustered", "--topk", "64", "--no_plot"]
+    assert main(flags(qa_model, squad_file(8), tmp_path / "out", *methods)) == 0
+    result = read(tmp_path / "out" / "all_results.json")["methods"]["improved-clustered"]
+    assert result["agreement_with_full"]["value"] == 1.0
+    assert result["difference_to_full"]["f1"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert result["calls"]["clustered"] > 0 == result["calls"]["exact"]
+
+
+def test_without_the_flag_the_stored_settings_run(
+    save_model: Callable[..., str], squad_file: Callable[..., str], tmp_path: Path
+) -> None:
+    settings = ClusterConfig(method="clustered", clusters=3)
+    model = save_model("qa", settings=settings.to_dict())
+    assert main(flags(model, squad_file(4), tmp_path / "out", "--no_plot")) == 0
+    methods = read(tmp_path / "out" / "all_results.json")["methods"]
+    assert list(methods) == ["full", "clustered"]
+    assert methods["clustered"]["cluster_config"] == settings.to_dict()
+    assert methods["clustered"]["settings_from"] == "checkpoint"
+
+
+def test_version_2(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:
+    file = squad_file(12, unanswerable=True)
+    more = ["--attention", "full", "--version_2_with_negative", "--no_plot"]
+    assert main(flags(qa_model, file, tmp_path / "out", *more)) == 0
+    folder = tmp_path / "out" / "full"
+    assert {path.name for path in folder.iterdir()} == {*RUN_QA_FILES, "eval_null_odds.json"}
+    metrics = read(folder / "eval_results.json")
+    assert {"eval_exact", "eval_f1", "eval_HasAns_f1", "eval_NoAns_f1", "eval_best_f1", "eval_total"} <= set(metrics)
+    assert set(read(folder / "eval_null_odds.json")) == {f"q{number}" for number in range(12)}
+
+
+def test_version_1_refuses_questions_without_answers(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(qa_model, squad_file(12, unanswerable=True), tmp_path / "out", "--no_plot")) == 2
+    assert "--version_2_with_negative" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_labels_predictions_agreement_and_time_but_no_score(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = squad_file(6, labelled=False)
+    assert main(flags(qa_model, file, tmp_path / "out", "--attention", "full", "clustered")) == 0
+    result = read(tmp_path / "out" / "all_results.json")
+    assert result["data"]["labelled"] is False
+    clustered = result["methods"]["clustered"]
+    assert clustered["scores"] == {} and clustered["difference_to_full"] is None
+    assert clustered["agreement_with_full"]["value"] >= 0 and clustered["seconds"] > 0
+    assert set(read(tmp_path / "out" / "clustered" / "eval_results.json")) == SPEED_KEYS
+    assert "f1" not in capsys.readouterr().out
+
+
+def test_max_eval_samples_cuts_questions_not_windows(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path
+) -> None:
+    assert main(flags(qa_model, squad_file(12), tmp_path / "out", "--attention", "full", "--max_eval_samples", "4")) == 0
+    content = read(tmp_path / "out" / "all_results.json")
+    assert (content["data"]["examples"], content["batches"]["inputs"] > 4) == (4, True)
+    assert len(read(tmp_path / "out" / "full" / "eval_predictions.json")) == 4
+
+
+def test_padding_to_the_maximum_is_counted(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:
+    shares = []
+    for more in ([], ["--pad_to_max_length"]):
+        output = tmp_path / f"out{len(more)}"
+        assert main(flags(qa_model, squad_file(6), output, "--attention", "full", "--no_plot", *more)) == 0
+        batches = read(output / "all_results.json")["batches"]
+        assert batches["padded_share"] == pytest.approx(1 - batches["tokens"] / batches["padded_tokens"])
+        shares.append(batches["padded_share"])
+    assert shares[0] < shares[1]
+
+
+def test_other_settings_are_refused_and_other_methods_join(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    output, file = tmp_path / "out", squad_file(6)
+    assert main(flags(qa_model, file, output, "--attention", "full", "--no_plot")) == 0
+    assert main(flags(qa_model, file, output, "--attention", "full", "--no_plot", "--max_eval_samples", "3")) == 2
+    assert "max_eval_samples was null and is now 3" in capsys.readouterr().err
+    ran: list[str] = []
+    original = runner._run_chunks
+
+    def spy(method: Any, *arguments: Any) -> None:
+        ran.append(method.name)
+        original(method, *arguments)
+
+    monkeypatch.setattr(runner, "_run_chunks", spy)
+    assert main(flags(qa_model, file, output, "--attention", "full", "clustered", "--no_plot")) == 0
+    assert ran == ["clustered"]
+    assert main(flags(qa_model, file, output, "--attention", "clustered", "--clusters", "2", "--no_plot")) == 2
+    assert "cluster_config.clusters was null and is now 2" in capsys.readouterr().err
+
+
+def test_choosing_answers_differently_needs_no_new_run(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, file = tmp_path / "out", squad_file(6)
+    assert main(flags(qa_model, file, output, "--attention", "full", "--no_plot")) == 0
+    monkeypatch.setattr("squad_eval.command.load_model", lambda *_, **__: pytest.fail("the model was loaded again"))
+    assert main(flags(qa_model, file, output, "--attention", "full", "--no_plot", "--max_answer_length", "1")) == 0
+    answers = read(output / "full" / "eval_predictions.json").values()
+    assert all(len(answer.split()) <= 1 for answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--test_file", "x.json"], "--validation_file and --test_file are both given"),
+        (["--dataset_name", "squad"], "--dataset_name and a local file are both given"),
+        (["--device", "tpu9"], "--device must be"),
+        (["--attention", "full", "--clusters", "3"], "--clusters changes nothing"),
+        (["--base_model_name_or_path", "x"], "is for adapters"),
+    ],
+)
+def test_contradictions_in_one_sentence(
+    more: list[str], message: str, qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(qa_model, squad_file(2), tmp_path / "out", *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("squad-eval: error: ")
+    assert message in error
+
+
+@pytest.mark.parametrize("content", ["not json", '{"data": [{"title": "x"}]}', "[1, 2]"])
+def test_data_that_is_no_squad_is_refused_before_a_model_is_looked_at(
+    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "data.json").write_text(content)
+    assert main(flags("./no-model-here", str(tmp_path / "data.json"), tmp_path / "out", "--no_plot")) == 2
+    assert "data.json" in capsys.readouterr().err
+
+
+def test_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(flags("./no-model-here", str(tmp_path / "nowhere.json"), tmp_path / "out", "--no_plot")) == 2
+    assert "nowhere.json" in capsys.readouterr().err
+
+
+def test_no_data_at_all(qa_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--model_name_or_path", qa_model, "--output_dir", str(tmp_path / "out"), "--no_plot"]) == 2
+    assert "There is no data" in capsys.readouterr().err
+
+
+def test_an_encoder_without_the_head(
+    save_model: Callable[..., str], squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(save_model("encoder"), squad_file(2), tmp_path / "out", "--no_plot")) == 2
+    assert "lacks the weights qa_outputs.bias, qa_outputs.weight" in capsys.readouterr().err
+
+
+SLOW = """
+import sys, time
+from bert_cluster.evaluation import compare, runner
+compare.CHUNK_TOKENS = 64
+forward = runner._forward
+def slow(*arguments):
+    time.sleep(float(sys.argv[1]))
+    return forward(*arguments)
+runner._forward = slow
+from squad_eval.command import main
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def start(arguments: list[str], delay: float) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", SLOW, str(delay), *arguments]
+    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def test_a_killed_run_continues_where_it_stopped(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, output = squad_file(12), tmp_path / "out"
+    arguments = flags(qa_model, file, output, "--attention", "full", "clustered", "--no_plot")
+    third = output / "chunks" / "clustered" / "00002.npz"
+    process = start(arguments, delay=0.05)
+    deadline = time.monotonic() + 120
+    while not third.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    text, _ = process.communicate()
+    assert third.exists(), text
+    assert process.returncode == -signal.SIGKILL, text
+    stored = {path: path.stat().st_mtime_ns for path in (output / "chunks").rglob("*.npz")}
+    assert not (output / "all_results.json").exists()
+    again = start(arguments, delay=0)
+    text, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, text
+    assert all(path.stat().st_mtime_ns == written for path, written in stored.items())
+    assert len(list((output / "chunks").rglob("*.npz"))) > len(stored)
+    monkeypatch.setattr(compare, "CHUNK_TOKENS", 64)
+    assert main(flags(qa_model, file, tmp_path / "whole", "--attention", "full", "clustered", "--no_plot")) == 0
+    for method in ("full", "clustered"):
+        for name in ("eval_predictions.json", "eval_nbest_predictions.json"):
+            close(read(output / method / name), read(tmp_path / "whole" / method / name))
+
+
+def close(one: Any, other: Any) -> None:
+    """Equal, numbers up to the rounding that another number of threads brings."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            close(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for first, second in zip(one, other, strict=True):
+            close(first, second)
+    elif isinstance(one, float):
+        assert math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-4)
+    else:
+        assert one == other
+
+
+def launch(command: list[str], arguments: list[str]) -> "subprocess.CompletedProcess[str]":
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    whole = [sys.executable, *command, "-m", "squad_eval", *arguments]
+    return subprocess.run(whole, env=environment, text=True, capture_output=True, timeout=300, check=False)
+
+
+def test_two_processes_give_the_scores_of_one(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:
+    file = squad_file(12)
+    more = ["--attention", "full", "improved-clustered", "--clusters", "3", "--no_plot"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = launch(torchrun, flags(qa_model, file, tmp_path / "two", *more))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("SQuAD v1.1") == 1
+    assert main(flags(qa_model, file, tmp_path / "one", *more)) == 0
+    one, two = (read(tmp_path / name / "all_results.json") for name in ("one", "two"))
+    assert two["environment"]["processes"] == 2
+    assert one["batches"] == two["batches"]
+    for method in ("full", "improved-clustered"):
+        assert one["methods"][method]["scores"] == two["methods"][method]["scores"]
+        predictions = [read(tmp_path / name / method / "eval_predictions.json") for name in ("one", "two")]
+        assert predictions[0] == predictions[1]
+    logits = [np.load(tmp_path / name / "chunks" / "full" / "00000.npz")["start_logits.values"] for name in ("one", "two")]
+    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
+
+
+def test_a_launch_that_runs_alone_is_an_error(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:
+    accelerate = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    environment_free = [*accelerate, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    done = launch(environment_free, flags(qa_model, squad_file(2), tmp_path / "out"))
+    assert done.returncode != 0
+    assert "started only this one" in done.stderr
+    assert not (tmp_path / "out").exists()
