@@ -12,6 +12,10 @@ import pytest
 import torch
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "instruction_path: depends on the CPU instruction set; run again in a process for each (test_instruction_sets.py)")
+
+
 def is_loopback(address: object) -> bool:
     """Whether a socket address stays on this machine: a path (AF_UNIX), localhost, 127.0.0.0/8 or ::1."""
     if not isinstance(address, tuple):
