@@ -128,6 +128,15 @@ def backend(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def all_operators() -> list[str]:
+    """Names of all operators of the namespace cuda_ops."""
+    import cuda_ops
+
+    assert cuda_ops is not None
+    return operators()
+
+
 def operators() -> list[str]:
     """Names of all operators of the namespace cuda_ops."""
     schemas = torch._C._jit_get_all_schemas()
