@@ -22,17 +22,23 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def reference_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Register a function as its operator's reference and shield it from autocast, which would lower its matrix products."""
+def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Shield a function from autocast, which would lower its matrix products. Its first argument is a tensor."""
 
     @wraps(function)
-    def kernel(first: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def shielded(first: Tensor, *args: Any, **kwargs: Any) -> Any:
         device = first.device.type
         if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
             return function(first, *args, **kwargs)
         with torch.autocast(device, enabled=False):
             return function(first, *args, **kwargs)
 
+    return shielded
+
+
+def reference_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Register a function as the reference of the operator of its name."""
+    kernel = without_autocast(function)
     LIBRARY.impl(function.__name__, kernel, "CompositeExplicitAutograd")
     return kernel
 
