@@ -1,4 +1,4 @@
-"""What every test gets: fixed seeds, one thread count, no network; and on request poisoned memory and the backends of the operators."""
+"""What every test gets: fixed seeds and no network; on request poisoned memory and the backends of the operators."""
 
 import ctypes
 import ipaddress
@@ -13,7 +13,10 @@ import torch
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "instruction_path: depends on the CPU instruction set; run again in a process for each (test_instruction_sets.py)")
+    config.addinivalue_line(
+        "markers",
+        "instruction_path: depends on the CPU instruction set; test_instruction_sets.py runs it again with each",
+    )
 
 
 def is_loopback(address: object) -> bool:
@@ -76,10 +79,14 @@ PERTURB = -6
 def poisoned_memory() -> Iterator[None]:
     """Memory nobody wrote reads as NaN, so that a forgotten element fails a test.
 
-    torch fills what ``empty`` returns with NaN (integers: the largest), also for operators written against its stable C++ interface, which call
-    ``aten::empty`` through the dispatcher. Other memory of a kernel comes from malloc, which glibc fills with the byte 0x7f (3.4e38 as a float32).
+    torch fills what ``empty`` returns with NaN (integers: the largest), also for operators written against its stable
+    C++ interface, which call ``aten::empty`` through the dispatcher. Other memory of a kernel comes from malloc, which
+    glibc fills with the byte 0x7f (3.4e38 as a float32).
     """
-    deterministic, warn_only = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    deterministic, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True)
@@ -108,7 +115,10 @@ def compiled() -> None:
 
 @pytest.fixture
 def on_reference() -> Iterator[None]:
-    """Every operator runs its PyTorch reference, whatever was compiled; wrappers, fake kernels and autograd stay as they are."""
+    """Every operator runs its PyTorch reference, whatever was compiled.
+
+    Wrappers, fake kernels and autograd stay as they are.
+    """
     from cuda_ops import reference
 
     overrides = torch.library.Library("cuda_ops", "IMPL")

@@ -1,14 +1,16 @@
 """The paper's formulas as plain loops in float64: what every operator is measured against.
 
-Vyas, Katharopoulos, Fleuret, "Fast Transformers with Clustered Attention" (NeurIPS 2020, arXiv 2007.04825): section 3.2 for
-clustered attention, section 3.3 for improved clustered attention. Nothing of ours is imported, so nothing of ours can be wrong here in the
-same way.
+Vyas, Katharopoulos, Fleuret, "Fast Transformers with Clustered Attention" (NeurIPS 2020, arXiv 2007.04825): section 3.2
+for clustered attention, section 3.3 for improved clustered attention. Nothing of ours is imported, so nothing of ours
+can be wrong here in the same way.
 
-Two correct implementations may decide differently where two scores differ by a rounding, so values and decisions are apart: the value functions
-take the decisions (query clusters, top keys) as arguments, and the checkers (``check_*``) say whether a decision is optimal.
+Two correct implementations may decide differently where two scores differ by a rounding, so values and decisions are
+apart: the value functions take the decisions (query clusters, top keys) as arguments, and the checkers (``check_*``)
+say whether a decision is optimal.
 
-Shapes: B batch, H heads (H_kv of keys and values), N tokens, D head size, C clusters, K top keys, P bits. ``mask`` is (B, N), True where a token
-is valid, or None. A token that is not valid has cluster -1 and output 0; unused places of a list of top keys are -1.
+Shapes: B batch, H heads (H_kv of keys and values), N tokens, D head size, C clusters, K top keys, P bits. ``mask`` is
+(B, N), True where a token is valid, or None. A token that is not valid has cluster -1 and output 0; unused places of a
+list of top keys are -1.
 """
 
 from collections.abc import Iterator
@@ -65,7 +67,7 @@ def pack_codes(unpacked: Array) -> Array:
 
 
 def check_codes(codes: Array, x: Array, planes: Array, mask: Array | None, tolerance: float) -> None:
-    """Bit p of a valid token is [x . h_p > 0], and either value within ``tolerance`` * sum |x_d h_pd| of 0; of a padded token, 0."""
+    """Bit p is [x . h_p > 0], or either value where |x . h_p| <= tolerance * sum |x_d h_pd|; 0 for padded tokens."""
     got = unpack_codes(codes, planes.shape[0])
     for batch, head in cells(x):
         valid = valid_positions(mask, batch, x.shape[2])
@@ -85,7 +87,10 @@ def nearest(codes: Array, centroids: Array) -> Array:
 
 
 def lloyd(codes: Array, clusters: int, iterations: int) -> tuple[Array, Array]:
-    """K-means in Hamming space on the n valid tokens of one (batch, head): (n, P) bool -> clusters (n,), centroids (C, P) bool."""
+    """K-means in Hamming space on the n valid tokens of one (batch, head).
+
+    (n, P) bool -> clusters (n,), centroids (C, P) bool.
+    """
     n = len(codes)
     if n == 0:
         return np.zeros(0, dtype=np.int64), np.zeros((clusters, codes.shape[1]), dtype=bool)
@@ -104,41 +109,50 @@ def lloyd(codes: Array, clusters: int, iterations: int) -> tuple[Array, Array]:
 
 
 def cluster_codes(codes: Array, mask: Array | None, bits: int, clusters: int, iterations: int) -> tuple[Array, Array]:
-    """(B, H, N, words) int64 -> assignment (B, H, N), centroids (B, H, C, words) int64. Integers only, so the result is exact."""
+    """(B, H, N, words) int64 -> assignment (B, H, N), centroids (B, H, C, words) int64.
+
+    Integers only, so the result is exact.
+    """
     unpacked = unpack_codes(codes, bits)
     assignment = np.full(codes.shape[:3], -1, dtype=np.int64)
     centroids = np.zeros((*codes.shape[:2], clusters, bits), dtype=bool)
     for batch, head in cells(codes):
         valid = valid_positions(mask, batch, codes.shape[2])
-        assignment[batch, head, valid], centroids[batch, head] = lloyd(unpacked[batch, head, valid], clusters, iterations)
+        assignment[batch, head, valid], centroids[batch, head] = lloyd(
+            unpacked[batch, head, valid], clusters, iterations
+        )
     return assignment, pack_codes(centroids)
 
 
 def check_assignment(assignment: Array, codes: Array, centroids: Array, mask: Array | None, bits: int) -> None:
-    """Every valid token is in the cluster of its nearest centroid (ties: the lowest), every padded token in cluster -1."""
+    """Every valid token is in the cluster of its nearest centroid, the lowest of several; padded tokens in -1."""
     tokens, starts = unpack_codes(codes, bits), unpack_codes(centroids, bits)
     for batch, head in cells(codes):
         valid = valid_positions(mask, batch, codes.shape[2])
         expected = np.full(codes.shape[2], -1)
         expected[valid] = nearest(tokens[batch, head, valid], starts[batch, head])
-        np.testing.assert_array_equal(assignment[batch, head], expected, err_msg=f"clusters of (batch, head) {(batch, head)}")
+        np.testing.assert_array_equal(
+            assignment[batch, head], expected, err_msg=f"clusters of (batch, head) {(batch, head)}"
+        )
 
 
 def top_keys(scores: Array, mask: Array | None, topk: int) -> Array:
-    """The exact answer for scores (B, H, C, N) as they are: largest first, ties to the lowest position, NaN above all, -0 = +0."""
+    """The exact answer for scores (B, H, C, N) as they are: ties go to the lowest position, NaN is largest, -0 = +0."""
     tokens = scores.shape[3]
     top = np.full((*scores.shape[:3], min(topk, tokens)), -1, dtype=np.int64)
     for batch, head in cells(scores):
         valid = valid_positions(mask, batch, tokens)
         for c in range(scores.shape[2]):
             row = scores[batch, head, c]
-            best = sorted(valid, key=lambda j, row=row: (not np.isnan(row[j]), 0.0 if np.isnan(row[j]) else -row[j], j))[:topk]
+            best = sorted(
+                valid, key=lambda j, row=row: (not np.isnan(row[j]), 0.0 if np.isnan(row[j]) else -row[j], j)
+            )[:topk]
             top[batch, head, c, : len(best)] = sorted(best)
     return top
 
 
 def check_top_keys(top: Array, scores: Array, mask: Array | None, topk: int, tolerance: float) -> None:
-    """``top`` lists min(K, n) distinct valid positions, ascending, then -1, and no key left out beats one taken by more than ``tolerance``."""
+    """``top`` lists min(K, n) valid positions, ascending, then -1; no key left out beats one by more than that."""
     tokens = scores.shape[3]
     assert top.shape == (*scores.shape[:3], min(topk, tokens)), f"top keys have shape {top.shape}"
     for batch, head in cells(scores):
@@ -148,7 +162,9 @@ def check_top_keys(top: Array, scores: Array, mask: Array | None, topk: int, tol
             where, row = (batch, head, c), top[batch, head, c]
             taken = row[:count]
             assert (row[count:] == -1).all(), f"{where}: {row} has more than {count} keys"
-            assert np.isin(taken, valid).all() and (np.diff(taken) > 0).all(), f"{where}: {row} is not ascending, distinct and valid"
+            assert np.isin(taken, valid).all() and (np.diff(taken) > 0).all(), (
+                f"{where}: {row} is not ascending, distinct and valid"
+            )
             left = np.setdiff1d(valid, taken)
             if count and len(left):
                 worst, best = scores[where][taken].min(), scores[where][left].max()
@@ -159,7 +175,7 @@ def check_top_keys(top: Array, scores: Array, mask: Array | None, topk: int, tol
 
 
 def group_mean(x: Array, assignment: Array, clusters: int, scale: float) -> Array:
-    """(B, H, C, D): the mean of scale * x over the members of each cluster (the paper's Q^c), 0 where there are none."""
+    """(B, H, C, D): the mean of scale * x over each cluster's members (the paper's Q^c), 0 where there are none."""
     means = np.zeros((*x.shape[:2], clusters, x.shape[3]))
     for batch, head in cells(x):
         for c in range(clusters):
@@ -180,7 +196,11 @@ def centroid_scores(centroids: Array, k: Array, mask: Array | None) -> Array:
 
 
 def centroid_attention(scores: Array, v: Array, mask: Array | None, top: Array) -> tuple[Array, Array, Array]:
-    """A^c = softmax of the scores over the valid keys -> rest (B,H,C,D) = sum outside T_c of A^c_cj v_j, top mass (B,H,C), log mass (B,H,C)."""
+    """With A^c the softmax of the scores over the valid keys: what it makes of the keys outside and inside T_c.
+
+    Returns rest (B, H, C, D) = sum_{j not in T_c} A^c_cj v_j, top mass (B, H, C) = sum_{j in T_c} A^c_cj, and log mass
+    (B, H, C), the logarithm of the sum of the exponentials of the scores.
+    """
     rest = np.zeros((*scores.shape[:3], v.shape[3]))
     top_mass, log_mass = np.zeros(scores.shape[:3]), np.full(scores.shape[:3], -np.inf)
     for batch, head in cells(scores):
@@ -197,8 +217,13 @@ def centroid_attention(scores: Array, v: Array, mask: Array | None, top: Array) 
     return rest, top_mass, log_mass
 
 
-def exact_attention(q: Array, k: Array, v: Array, assignment: Array, top: Array, top_mass: Array, scale: float) -> Array:
-    """(B, H, N, D): mass of the token's cluster times softmax over T_c of scale * q_i . k_j, times the values; 0 on padding or without keys."""
+def exact_attention(
+    q: Array, k: Array, v: Array, assignment: Array, top: Array, top_mass: Array, scale: float
+) -> Array:
+    """(B, H, N, D): mass of the token's cluster times softmax over T_c of scale * q_i . k_j, times the values.
+
+    0 on padding or without keys.
+    """
     out = np.zeros((*q.shape[:3], v.shape[3]))
     for batch, head in cells(q):
         source = key_head(head, q.shape[1], k.shape[1])
@@ -221,7 +246,10 @@ def group_scatter(values: Array, assignment: Array) -> Array:
 
 
 def full_attention(q: Array, k: Array, v: Array, mask: Array | None, scale: float) -> tuple[Array, Array]:
-    """softmax(scale * q k^T) v over the valid keys -> output (B, H, N, D), log mass (B, H, N); 0 and -inf on padding."""
+    """softmax(scale * q k^T) v over the valid keys -> output (B, H, N, D), log mass (B, H, N).
+
+    0 and -inf on padding.
+    """
     out, log_mass = np.zeros((*q.shape[:3], v.shape[3])), np.full(q.shape[:3], -np.inf)
     for batch, head in cells(q):
         source = key_head(head, q.shape[1], k.shape[1])
@@ -236,10 +264,12 @@ def full_attention(q: Array, k: Array, v: Array, mask: Array | None, scale: floa
 def improved_clustered(
     q: Array, k: Array, v: Array, mask: Array | None, assignment: Array, top: Array, scale: float, exact_below: int = 0
 ) -> tuple[Array, Array]:
-    """Section 3.3: row i of A^t is, with c its cluster, mhat_c exp(q_i.k_l) / sum_{r in T_c} exp(q_i.k_r) for l in T_c, else A^c_cl.
+    """Section 3.3, output (B, H, N, D), and log mass (B, H, N), the centroid's.
 
-    mhat_c is the sum of A^c_cl over T_c; A^c is section 3.2's softmax of the centroid's scores. Without top keys this is section 3.2's
-    clustered attention. Batch rows with fewer than ``exact_below`` valid tokens are exact. Returns output (B, H, N, D) and log mass (B, H, N).
+    With c its cluster, row i of A^t is mhat_c exp(q_i.k_l) / sum_{r in T_c} exp(q_i.k_r) for l in T_c, else A^c_cl.
+
+    mhat_c is the sum of A^c_cl over T_c, A^c section 3.2's softmax of the centroid's scores. Without top keys this is
+    section 3.2's clustered attention. Batch rows with fewer than ``exact_below`` valid tokens are exact.
     """
     out, log_mass = full_attention(q, k, v, mask, scale)
     for batch, head in cells(q):

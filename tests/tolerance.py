@@ -2,9 +2,10 @@
 
     error <= factor * (error of the PyTorch reference in the same dtype) + units * eps(dtype) * scale
 
-``factor`` is 2 for values and 3 for gradients, ``eps`` the machine epsilon of the dtype of the result, ``scale`` the largest expected magnitude
-(or what the caller says, where terms larger than the result cancel). The second term is the floor: a reference may be exact by luck. Where the
-PyTorch reference is itself under test there is nothing to compare with, and the floor alone is the bound, with more units.
+``factor`` is 2 for values and 3 for gradients, ``eps`` the machine epsilon of the dtype of the result, ``scale`` the
+largest expected magnitude (or what the caller says, where terms larger than the result cancel). The second term is the
+floor: a reference may be exact by luck. Where the PyTorch reference is itself under test there is nothing to compare
+with, and the floor alone is the bound, with more units.
 """
 
 import numpy as np
@@ -36,7 +37,7 @@ def assert_close(
     scale: float | None = None,
     units: float | None = None,
 ) -> None:
-    """Fail unless ``actual`` is as close to ``expected`` (float64) as the rule above asks; infinities must agree exactly."""
+    """Fail unless ``actual`` is as close to ``expected`` as the rule above asks; infinities must agree exactly."""
     got, want = as_float64(actual), as_float64(expected)
     assert got.shape == want.shape, f"{name}: shape {got.shape}, expected {want.shape}"
     assert not np.isnan(want).any(), f"{name}: the expected values hold NaN, so nothing would be tested"
@@ -59,7 +60,7 @@ def assert_same_bits(name: str, actual: torch.Tensor, expected: torch.Tensor) ->
     assert actual.shape == expected.shape, f"{name}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
     different = (_bits(actual) != _bits(expected)).nonzero()
     assert not len(different), (
-        f"{name}: {len(different)} of {actual.numel()} values differ in their bits, the first at {different[0].tolist()}: "
+        f"{name}: {len(different)} of {actual.numel()} values differ in their bits, first at {different[0].tolist()}: "
         f"{actual[tuple(different[0])].item()!r}, expected {expected[tuple(different[0])].item()!r}"
     )
 

@@ -1,4 +1,6 @@
-"""Improved clustered attention as dense float64 PyTorch, given the decisions: what autograd makes of the paper's formula.
+"""Improved clustered attention as dense float64 PyTorch, given the decisions.
+
+The source of the expected gradients: autograd differentiates the paper's formula, written densely.
 
 Its values are checked against the oracle, its gradients against finite differences of the oracle (test_gradients.py).
 """
@@ -16,8 +18,13 @@ def masked_softmax(logits: Tensor, keep: Tensor) -> Tensor:
     return weights / weights.sum(-1, keepdim=True).clamp(min=1e-300)
 
 
-def improved_clustered(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, assignment: Tensor, top: Tensor, detach_mass: bool = False) -> Tensor:
-    """Output (B, H, N, D) in float64 for float64 q, k, v; masks and settings come from ``inputs``. ``detach_mass``: idiap's defect."""
+def improved_clustered(
+    q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, assignment: Tensor, top: Tensor, detach_mass: bool = False
+) -> Tensor:
+    """Output (B, H, N, D) in float64 for float64 q, k, v; masks and settings come from ``inputs``.
+
+    ``detach_mass`` holds the mass of the top keys constant, which is a defect of idiap's implementation.
+    """
     batch, heads, tokens, _ = q.shape
     groups = heads // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -42,7 +49,9 @@ def improved_clustered(q: Tensor, k: Tensor, v: Tensor, inputs: Inputs, assignme
     return torch.where(exact_row, full, out)
 
 
-def gradients(inputs: Inputs, grad: Tensor, assignment: Tensor, top: Tensor, detach_mass: bool = False) -> tuple[Tensor, ...]:
+def gradients(
+    inputs: Inputs, grad: Tensor, assignment: Tensor, top: Tensor, detach_mass: bool = False
+) -> tuple[Tensor, ...]:
     """Gradients of q, k, v in float64 for the gradient ``grad`` of the output."""
     leaves = [x.detach().double().requires_grad_() for x in (inputs.q, inputs.k, inputs.v)]
     return torch.autograd.grad(improved_clustered(*leaves, inputs, assignment, top, detach_mass), leaves, grad.double())

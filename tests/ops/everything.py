@@ -1,4 +1,4 @@
-"""All operators run on the same inputs, and what one sequence of a batch has to compare with the same sequence alone."""
+"""All operators on the same inputs, and the part of a batch's results that must equal those of one sequence alone."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 import cuda_ops
 
 TOKEN, CLUSTER, SCORE, POSITION = "token", "cluster", "score", "position"
-"""What the third axis on of a result runs over: (B, H, N, ...), (B, H, C, ...), (B, H, C, N), and (B, H, C, K) of positions."""
+"""What a result is about: (B, H, N, ...), (B, H, C, ...), (B, H, C, N), and (B, H, C, K) positions of tokens."""
 
 KINDS = {
     "codes": TOKEN,
@@ -33,21 +33,37 @@ KINDS = {
     "full_attention.out": TOKEN,
     "full_attention.log_mass": TOKEN,
 }
-GRADIENTS = [f"{operator}.grad_{x}" for operator in ("improved_clustered", "clustered", "full_attention") for x in "qkv"]
+GRADIENTS = [
+    f"{operator}.grad_{x}" for operator in ("improved_clustered", "clustered", "full_attention") for x in "qkv"
+]
 
 
 def run_forward(inputs: Inputs) -> dict[str, Tensor]:
     """Every stage and every fused operator; the stages feed each other."""
     q, k, v, mask, C = inputs.q, inputs.k, inputs.v, inputs.mask, inputs.clusters
     codes = cuda_ops.hash_vectors(q, inputs.planes, mask=mask)
-    clusters = cuda_ops.cluster_codes(codes, mask=mask, bits=inputs.planes.shape[0], clusters=C, iterations=inputs.iterations)
+    clusters = cuda_ops.cluster_codes(
+        codes, mask=mask, bits=inputs.planes.shape[0], clusters=C, iterations=inputs.iterations
+    )
     means = cuda_ops.group_mean(q, clusters[0], clusters=C, scale=inputs.scale)
     scores = cuda_ops.centroid_scores(means, k, mask=mask)
     top = cuda_ops.top_keys(scores, mask=mask, topk=inputs.topk)
     attention = cuda_ops.centroid_attention(scores, v, mask=mask, top_keys=top)
     exact = cuda_ops.exact_attention(q, k, v, clusters[0], top, attention[1], inputs.scale)
     scattered = cuda_ops.group_scatter(attention[0], clusters[0])
-    results = [codes, *clusters, means, scores, top, *attention, exact, scattered, *inputs.improved(), *inputs.clustered(), *inputs.full()]
+    results = [
+        codes,
+        *clusters,
+        means,
+        scores,
+        top,
+        *attention,
+        exact,
+        scattered,
+        *inputs.improved(),
+        *inputs.clustered(),
+        *inputs.full(),
+    ]
     return dict(zip(KINDS, results, strict=True))
 
 
@@ -85,7 +101,11 @@ def batch_of(sequences: list[Sequence], kind: str, extra: int) -> Sequence:
     for seed, sequence in enumerate(sequences):
         mask = torch.zeros(tokens, dtype=torch.bool)
         order = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))
-        places = {"left": slice(tokens - sequence.tokens, None), "right": slice(sequence.tokens), "holes": order[: sequence.tokens]}
+        places = {
+            "left": slice(tokens - sequence.tokens, None),
+            "right": slice(sequence.tokens),
+            "holes": order[: sequence.tokens],
+        }
         mask[places[kind]] = True
         rows.append(sequence.padded(mask))
     q, k, v, mask = (torch.cat([getattr(row.inputs, name) for row in rows]) for name in ("q", "k", "v", "mask"))

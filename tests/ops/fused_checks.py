@@ -1,4 +1,4 @@
-"""What holds of the fused operators' results for any inputs: their decisions are optimal, their values right given the decisions."""
+"""What holds for any inputs of the fused operators: decisions are optimal, and values right given the decisions."""
 
 import numpy as np
 import oracle
@@ -19,7 +19,7 @@ def exact_rows(inputs: Inputs) -> Tensor:
 
 
 def check_clusters(inputs: Inputs, assignment: Tensor) -> None:
-    """The clusters are those that K-means in Hamming space gives for the codes, whose signs are right to rounding; -1 in exact rows."""
+    """The codes are right to rounding, the clusters what K-means in Hamming space makes of them; exact rows have -1."""
     codes = cuda_ops.hash_vectors(inputs.q, inputs.planes, mask=inputs.mask)
     q, _, _, mask = inputs.numpy()
     slack = q.shape[3] * torch.finfo(accumulation(inputs.q.dtype)).eps
@@ -40,7 +40,9 @@ def check_top_keys(inputs: Inputs, assignment: Tensor, top: Tensor) -> None:
     tolerance = 8 * torch.finfo(accumulation(inputs.q.dtype)).eps * norms[0] * norms[1]
     rows = ~exact
     valid = None if mask is None else mask[rows]
-    oracle.check_top_keys(top.numpy()[rows], oracle.centroid_scores(centroids[rows], k[rows], valid), valid, inputs.topk, tolerance)
+    oracle.check_top_keys(
+        top.numpy()[rows], oracle.centroid_scores(centroids[rows], k[rows], valid), valid, inputs.topk, tolerance
+    )
 
 
 def same_dtype_reference(inputs: Inputs, assignment: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,12 +57,16 @@ def check_values(inputs: Inputs, out: Tensor, log_mass: Tensor, assignment: Tens
     assert out.dtype == inputs.q.dtype and out.shape == inputs.q.shape
     assert log_mass.dtype == accumulation(inputs.q.dtype)
     assert out.transpose(1, 2).is_contiguous(), f"the output is not laid out (B, N, H, D): strides {out.stride()}"
-    expected = oracle.improved_clustered(*inputs.numpy(), assignment.numpy(), top.numpy(), inputs.scale, inputs.exact_below)
+    expected = oracle.improved_clustered(
+        *inputs.numpy(), assignment.numpy(), top.numpy(), inputs.scale, inputs.exact_below
+    )
     same_dtype = same_dtype_reference(inputs, assignment, top)
     assert_close("out", out, expected[0], same_dtype[0])
     assert_close("log mass", log_mass, expected[1], same_dtype[1])
     assert_close("out", out, expected[0])
-    assert_close("log mass", log_mass, expected[1], scale=max(1.0, np.abs(expected[1][np.isfinite(expected[1])]).max(initial=0)))
+    assert_close(
+        "log mass", log_mass, expected[1], scale=max(1.0, np.abs(expected[1][np.isfinite(expected[1])]).max(initial=0))
+    )
 
 
 def check_improved(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""Inputs of the operator tests, and the fused operators written as their stages. Shapes are primes, so that a transposed axis cannot pass."""
+"""Inputs of the operator tests, and the fused operators written as their stages.
+
+Shapes are primes, so that a transposed axis cannot pass.
+"""
 
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -101,7 +104,10 @@ class Case:
 
     def __str__(self) -> str:
         default = Case()
-        return "-".join(f"{name}{value}" for name, value in vars(self).items() if value != getattr(default, name)) or "default"
+        return (
+            "-".join(f"{name}{value}" for name, value in vars(self).items() if value != getattr(default, name))
+            or "default"
+        )
 
     def inputs(self, dtype: torch.dtype = torch.float32, seed: int = 0) -> Inputs:
         generator = torch.Generator().manual_seed(seed)
@@ -142,14 +148,19 @@ def stage_codes(inputs: Inputs) -> tuple[Tensor, Tensor]:
     """Assignment and top keys as the stage operators decide them."""
     codes = cuda_ops.hash_vectors(inputs.q, inputs.planes, mask=inputs.mask)
     bits = inputs.planes.shape[0]
-    assignment, _ = cuda_ops.cluster_codes(codes, mask=inputs.mask, bits=bits, clusters=inputs.clusters, iterations=inputs.iterations)
+    assignment, _ = cuda_ops.cluster_codes(
+        codes, mask=inputs.mask, bits=bits, clusters=inputs.clusters, iterations=inputs.iterations
+    )
     centroids = cuda_ops.group_mean(inputs.q, assignment, clusters=inputs.clusters, scale=inputs.scale)
     scores = cuda_ops.centroid_scores(centroids, inputs.k, mask=inputs.mask)
     return assignment, cuda_ops.top_keys(scores, mask=inputs.mask, topk=inputs.topk)
 
 
 def compose(operators: ModuleType | Any, inputs: Inputs, assignment: Tensor, top_keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The fused forward as its stages, given the decisions: output (B, H, N, D) and log mass (B, H, N). ``operators`` are ours or the reference's."""
+    """The fused forward as its stages, given the decisions: output (B, H, N, D) and log mass (B, H, N).
+
+    ``operators`` are ours or the reference's.
+    """
     q, k, v, mask, scale = inputs.q, inputs.k, inputs.v, inputs.mask, inputs.scale
     centroids = operators.group_mean(q, assignment, inputs.clusters, scale)
     scores = operators.centroid_scores(centroids, k, mask)

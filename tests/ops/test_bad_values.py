@@ -1,4 +1,4 @@
-"""NaN, infinities and garbage: in a padded place they reach nothing, in a valid place they stay in their own (batch, head)."""
+"""NaN, infinities, garbage: in padded places they reach nothing, in valid ones they stay in their (batch, head)."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,9 @@ def run(sequence: Sequence) -> dict[str, Tensor]:
 
 
 def with_padding(batch: Sequence, value: float) -> Sequence:
-    q, k, v, grad = (pad_with(x, batch.inputs.mask, value) for x in (batch.inputs.q, batch.inputs.k, batch.inputs.v, batch.grad))
+    q, k, v, grad = (
+        pad_with(x, batch.inputs.mask, value) for x in (batch.inputs.q, batch.inputs.k, batch.inputs.v, batch.grad)
+    )
     return Sequence(batch.inputs.changed(q=q, k=k, v=v), grad)
 
 
@@ -58,7 +60,7 @@ def test_bad_values_stay_in_their_batch_and_head(where: str, value: float, dtype
     for name in expected:
         own = torch.zeros(expected[name].shape[:2], dtype=torch.bool)
         by_query_head = expected[name].shape[1] == 4
-        # Key head 1 serves query heads 2 and 3, key head 0 serves 0 and 1; a query head's gradient of k and v goes to its key head.
+        # Key head 0 serves query heads 0 and 1, key head 1 serves 2 and 3, and gets their gradients.
         for b, h in ((1, 1), (0, 0)):
             key_head = h if where in "kv" else h // 2
             own[b, slice(2 * key_head, 2 * key_head + 2) if by_query_head else key_head] = True
@@ -72,7 +74,7 @@ def test_bad_values_stay_in_their_batch_and_head(where: str, value: float, dtype
 
 
 def test_nan_is_not_swallowed() -> None:
-    """What depends on the NaN is NaN: of a query its own row, of a key every row, of a value its component of every row."""
+    """What depends on the NaN is NaN: a query's own row, every row for a key, a component of every row for a value."""
     inputs = Case(B=1, H=1, N=23, D=5, K=4, mask="holes").inputs()
     valid = inputs.mask[0].nonzero().flatten()
 
@@ -101,7 +103,11 @@ def test_nothing_but_garbage_ends_with_indices_in_range(value: float | str, dtyp
             return torch.full_like(x, float(value))
         integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[x.element_size()]
         limits = torch.iinfo(integer)
-        return torch.from_numpy(np.random.RandomState(3).randint(limits.min, limits.max, tuple(x.shape))).to(integer).view(x.dtype)
+        return (
+            torch.from_numpy(np.random.RandomState(3).randint(limits.min, limits.max, tuple(x.shape)))
+            .to(integer)
+            .view(x.dtype)
+        )
 
     inputs = batch.inputs.changed(q=garbage(batch.inputs.q), k=garbage(batch.inputs.k), v=garbage(batch.inputs.v))
     results = run(Sequence(inputs, garbage(batch.grad)))
@@ -111,7 +117,11 @@ def test_nothing_but_garbage_ends_with_indices_in_range(value: float | str, dtyp
             exact = name != "top_keys" and len(valid) < 8
             for row in results[name][b].flatten(0, 1).tolist():
                 taken = [j for j in row if j != -1]
-                assert len(taken) == (0 if exact else min(7, len(valid))) and taken == sorted(set(taken)) and set(taken) <= valid
+                assert (
+                    len(taken) == (0 if exact else min(7, len(valid)))
+                    and taken == sorted(set(taken))
+                    and set(taken) <= valid
+                )
     for name in ("cluster_codes.assignment", "improved_clustered.assignment", "clustered.assignment"):
         assignment = results[name].transpose(1, 2)
         assert (assignment[~inputs.mask] == -1).all() and assignment.max() < 5
@@ -127,6 +137,9 @@ def test_garbage_in_the_planes() -> None:
     zeroed = planes.clone()
     zeroed[5], zeroed[66] = 0, 0
     for name, one, other in zip(
-        ("out", "log mass", "assignment", "top keys"), inputs.changed(planes=planes).improved(), inputs.changed(planes=zeroed).improved(), strict=True
+        ("out", "log mass", "assignment", "top keys"),
+        inputs.changed(planes=planes).improved(),
+        inputs.changed(planes=zeroed).improved(),
+        strict=True,
     ):
         assert_same_bits(name, one, other)

@@ -1,4 +1,4 @@
-"""A good PyTorch operator: schema, fake kernel, autograd registration and layout hold, and torch.compile keeps it in one graph."""
+"""A good PyTorch operator: its schema, fake kernel, autograd and layout hold, and torch.compile keeps one graph."""
 
 from collections.abc import Callable
 
@@ -50,8 +50,24 @@ def operator_arguments(dtype: torch.dtype = torch.float32, requires_grad: bool =
 
 
 OPERATORS = sorted(
-    ["hash_vectors", "cluster_codes", "group_mean", "centroid_scores", "top_keys", "centroid_attention", "exact_attention", "group_scatter"]
-    + ["full_attention", "clustered", "improved_clustered", "clustered_backward", "improved_clustered_backward", "full_attention_backward"]
+    [
+        "hash_vectors",
+        "cluster_codes",
+        "group_mean",
+        "centroid_scores",
+        "top_keys",
+        "centroid_attention",
+        "exact_attention",
+        "group_scatter",
+    ]
+    + [
+        "full_attention",
+        "clustered",
+        "improved_clustered",
+        "clustered_backward",
+        "improved_clustered_backward",
+        "full_attention_backward",
+    ]
 )
 
 

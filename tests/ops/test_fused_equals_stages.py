@@ -1,4 +1,4 @@
-"""The fused operators equal the composition of their stages bit for bit (the compiled ones: both run the same kernels)."""
+"""The fused operators equal the composition of their stages bit for bit: the compiled ones, which share kernels."""
 
 import pytest
 import torch
@@ -26,7 +26,9 @@ def test_improved_clustered(case: Case, dtype: torch.dtype) -> None:
     inputs = case.inputs(dtype)
     assignment, top = stage_codes(inputs)
     out, log_mass = compose(cuda_ops, inputs, assignment, top)
-    for name, fused, staged in zip(("out", "log mass", "assignment", "top keys"), inputs.improved(), (out, log_mass, assignment, top), strict=True):
+    for name, fused, staged in zip(
+        ("out", "log mass", "assignment", "top keys"), inputs.improved(), (out, log_mass, assignment, top), strict=True
+    ):
         assert_same_bits(name, fused, staged)
 
 
@@ -36,7 +38,9 @@ def test_clustered(case: Case, dtype: torch.dtype) -> None:
     inputs = case.inputs(dtype).changed(topk=0)
     assignment, top = stage_codes(inputs)
     out, log_mass = compose(cuda_ops, inputs, assignment, top)
-    for name, fused, staged in zip(("out", "log mass", "assignment"), inputs.clustered(), (out, log_mass, assignment), strict=True):
+    for name, fused, staged in zip(
+        ("out", "log mass", "assignment"), inputs.clustered(), (out, log_mass, assignment), strict=True
+    ):
         assert_same_bits(name, fused, staged)
 
 

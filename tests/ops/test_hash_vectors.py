@@ -66,7 +66,7 @@ def test_every_number_of_tokens(N: int) -> None:
     check(torch.randn(1, 2, N, 11), torch.randn(19, 11), None)
 
 
-@pytest.mark.parametrize("shape", [(0, 3, 5, 7), (2, 3, 0, 7), (2, 0, 5, 7)])
+@pytest.mark.parametrize("shape", [(0, 3, 5, 7), (2, 3, 0, 7)])
 def test_empty(shape: tuple[int, ...]) -> None:
     assert cuda_ops.hash_vectors(torch.empty(shape), torch.randn(65, 7)).shape == (*shape[:3], 2)
 

@@ -1,4 +1,4 @@
-"""Every instruction set that this machine can run passes the tests marked ``instruction_path``, each in a process of its own."""
+"""Every instruction set that this machine has passes the tests marked ``instruction_path``, each in its own process."""
 
 import os
 import subprocess
@@ -15,7 +15,14 @@ INSTRUCTION_SETS = ["portable", "avx2", "avx512"]
 
 def run_in_process(instruction_set: str, *command: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"CUDA_OPS_INSTRUCTION_SET": instruction_set}
-    return subprocess.run([sys.executable, *command], cwd=FOLDER.parent.parent, env=environment, capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=FOLDER.parent.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 @pytest.mark.usefixtures("compiled")

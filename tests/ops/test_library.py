@@ -35,7 +35,9 @@ def test_other_devices_and_dtypes_run_on_the_reference() -> None:
 
 def test_the_reference_warns_once() -> None:
     _library._warn_once.cache_clear()
-    with pytest.warns(_library.ReferenceBackendWarning, match="runs on its PyTorch reference, which is slow: .* To change that, "):
+    with pytest.warns(
+        _library.ReferenceBackendWarning, match="runs on its PyTorch reference, which is slow: .* To change that, "
+    ):
         _library.warn_if_reference("mps", torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -43,7 +45,9 @@ def test_the_reference_warns_once() -> None:
 
 
 def test_the_module_reports() -> None:
-    result = subprocess.run([sys.executable, "-m", "cuda_ops"], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120)
+    result = subprocess.run(
+        [sys.executable, "-m", "cuda_ops"], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=120
+    )
     status = _library.status()
     assert result.returncode == (0 if status.compiled else 1), result.stderr
     assert f"torch {torch.__version__}" in result.stdout.replace("torch:         ", "torch ")

@@ -39,9 +39,11 @@ print(peak() - before)
 )
 def test_peak_memory(call: str, tokens: int, forbidden: int) -> None:
     program = MEASURE.format(call=call, tokens=tokens)
-    result = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-c", program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr[-2000:]
-    # q, k, v, their gradients, the output and its gradient are 8 tensors (N, D); as much again for decisions and scratch.
+    # q, k, v, out and their gradients are 8 tensors (N, D); as much again for decisions and scratch.
     needed = 16 * tokens * 64 * 4 + 2**24
     assert needed < forbidden
     assert int(result.stdout) < needed, f"{int(result.stdout) / 2**20:.0f} MiB for {tokens} tokens"

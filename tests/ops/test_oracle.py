@@ -1,4 +1,4 @@
-"""The oracle by hand, and proof that what the other tests rely on can fail: checkers, tolerance, poisoned memory, the network guard."""
+"""The oracle by hand, and proof that what tests rely on can fail: checkers, tolerance, poison, network guard."""
 
 import ctypes
 import socket
@@ -34,7 +34,9 @@ def test_improved_clustered_by_hand() -> None:
 
 def test_improved_clustered_leaves_out_padding() -> None:
     mask = np.array([[True, True, True, False]])
-    out, log_mass = oracle.improved_clustered(Q, K, V, mask, np.array([[[0, 0, 1, -1]]]), np.full((1, 1, 2, 0), -1), scale=1.0)
+    out, log_mass = oracle.improved_clustered(
+        Q, K, V, mask, np.array([[[0, 0, 1, -1]]]), np.full((1, 1, 2, 0), -1), scale=1.0
+    )
     np.testing.assert_allclose(out[0, 0, :, 0], [(1 + 2 + 6) / 4] * 2 + [2.0, 0.0])
     np.testing.assert_allclose(log_mass[0, 0], [np.log(4)] * 2 + [np.log(3), -np.inf])
 
@@ -42,7 +44,11 @@ def test_improved_clustered_leaves_out_padding() -> None:
 def test_stages_of_the_oracle_are_its_whole() -> None:
     """Two ways of writing the paper's formula agree: A^t row by row, and mass times exact part plus rest."""
     random = np.random.RandomState(0)
-    q, k, v = random.standard_normal((2, 4, 11, 3)), random.standard_normal((2, 2, 11, 3)), random.standard_normal((2, 2, 11, 3))
+    q, k, v = (
+        random.standard_normal((2, 4, 11, 3)),
+        random.standard_normal((2, 2, 11, 3)),
+        random.standard_normal((2, 2, 11, 3)),
+    )
     mask = random.rand(2, 11) < 0.7
     assignment = np.where(mask[:, None], random.randint(0, 3, (2, 4, 11)), -1)
     scores = oracle.centroid_scores(oracle.group_mean(q, assignment, 3, 0.7), k, mask)
@@ -51,7 +57,10 @@ def test_stages_of_the_oracle_are_its_whole() -> None:
     parts = oracle.exact_attention(q, k, v, assignment, top, top_mass, 0.7) + oracle.group_scatter(rest, assignment)
     out, by_token = oracle.improved_clustered(q, k, v, mask, assignment, top, 0.7)
     np.testing.assert_allclose(parts, out, atol=1e-14)
-    np.testing.assert_allclose(oracle.group_scatter(log_mass[..., None], assignment)[mask[:, None].repeat(4, 1), 0], by_token[mask[:, None].repeat(4, 1)])
+    np.testing.assert_allclose(
+        oracle.group_scatter(log_mass[..., None], assignment)[mask[:, None].repeat(4, 1), 0],
+        by_token[mask[:, None].repeat(4, 1)],
+    )
 
 
 def test_lloyd_by_hand() -> None:

@@ -1,4 +1,4 @@
-"""The same sequence gives the same bits alone, in a batch, padded left, right or with holes, and with any number of threads.
+"""The same sequence gives the same bits alone, in a batch, under any padding, and with any number of threads.
 
 A promise of the compiled operators only: the reference's matrix products sum in an order that depends on the shapes.
 """
@@ -44,7 +44,9 @@ def test_alone_and_in_a_padded_batch(settings: dict[str, int], kind: str, dtype:
     batch = batch_of(sequences, kind, extra=9)
     together = run(batch)
     for row, alone in enumerate(sequences):
-        compare(of_one_row(together, row, batch.inputs.mask), run(alone), f"row {row}, {alone.tokens} tokens padded {kind}")
+        compare(
+            of_one_row(together, row, batch.inputs.mask), run(alone), f"row {row}, {alone.tokens} tokens padded {kind}"
+        )
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -98,7 +100,9 @@ def test_permuting_commutes(axis: int) -> None:
     inputs = batch.inputs.changed(q=permuted(batch.inputs.q), k=permuted(batch.inputs.k), v=permuted(batch.inputs.v))
     if axis == 0:
         inputs = inputs.changed(mask=permuted(batch.inputs.mask))
-    compare(run(Sequence(inputs, permuted(batch.grad))), {name: permuted(x) for name, x in run(batch).items()}, "permuted")
+    compare(
+        run(Sequence(inputs, permuted(batch.grad))), {name: permuted(x) for name, x in run(batch).items()}, "permuted"
+    )
 
 
 @pytest.mark.parametrize(
@@ -107,7 +111,9 @@ def test_permuting_commutes(axis: int) -> None:
         lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
         lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
         lambda x: torch.zeros(*x.shape[:3], 2 * x.shape[3], dtype=x.dtype)[..., ::2].copy_(x),
-        lambda x: torch.zeros(x.shape[0], x.shape[1] + 1, x.shape[2] + 3, x.shape[3] + 5, dtype=x.dtype)[:, 1:, 2:-1, 3:-2].copy_(x),
+        lambda x: torch.zeros(x.shape[0], x.shape[1] + 1, x.shape[2] + 3, x.shape[3] + 5, dtype=x.dtype)[
+            :, 1:, 2:-1, 3:-2
+        ].copy_(x),
     ],
     ids=["tokens-before-heads", "size-before-tokens", "every-other", "unaligned"],
 )
@@ -145,7 +151,9 @@ def test_a_centroid_does_not_depend_on_the_others() -> None:
     together = cuda_ops.centroid_attention(scores, v, mask=None, top_keys=top)
     for c in range(29):
         one = slice(c, c + 1)
-        assert_same_bits(f"scores of centroid {c}", cuda_ops.centroid_scores(centroids[:, :, one], k, mask=None), scores[:, :, one])
+        assert_same_bits(
+            f"scores of centroid {c}", cuda_ops.centroid_scores(centroids[:, :, one], k, mask=None), scores[:, :, one]
+        )
         alone = cuda_ops.centroid_attention(scores[:, :, one], v, mask=None, top_keys=top[:, :, one])
         for name, x, y in zip(("rest", "top mass", "log mass"), alone, together, strict=True):
             assert_same_bits(f"{name} of centroid {c}", x, y[:, :, one])
