@@ -38,7 +38,8 @@ class LabelMap:
         if not self.outputs:
             return np.asarray(logits[:, 0], dtype=np.float64)
         comparable = np.where(np.isnan(logits), -np.inf, logits)
-        return np.take(np.array(self.outputs, dtype=np.int64), np.argmax(comparable, axis=1))
+        labels: np.ndarray = np.array(self.outputs, dtype=np.int64)[np.argmax(comparable, axis=1)]
+        return labels
 
 
 def normalise_name(name: str) -> str:

@@ -48,6 +48,10 @@ class _Candidate:
         return self.start_logit + self.end_logit
 
 
+_Scored = tuple[Window, np.ndarray, np.ndarray]
+"""A window with its start and end logits, float64, finite."""
+
+
 def choose_answers(
     examples: Sequence[Example],
     windows: Sequence[Window],
@@ -66,11 +70,10 @@ def choose_answers(
     is lowest. With `version_2_with_negative` the answer is empty if that score is more than `null_score_diff_threshold`
     above the best span's.
 
-    Different from run_qa: all spans are candidates, not only those of the n best starts with the n best ends, which may
-        leave none;
-    a span in two windows counts once; where there is no candidate the answer is "", not the word "empty"; without any
-    span a v2 question gets "" (run_qa raises IndexError) and null odds of +inf; equal scores go to the first window and
-    token.
+    Different from run_qa: all spans are candidates (not only those of the n best starts with the n best ends, which may
+    leave none), a span in two windows counts once, and equal scores go to the first window and token. Where there is no
+    candidate the answer is "", not the word "empty"; a v2 question without any span gets "" and null odds of +inf
+    (run_qa raises IndexError).
 
     Args:
         start_logits, end_logits: of each window, (N,), padding removed, any float type.
@@ -80,38 +83,57 @@ def choose_answers(
         ValueError: windows and logits do not fit together.
     """
     _check(windows, start_logits, end_logits)
+    scored, not_finite = _by_example(windows, start_logits, end_logits)
     texts: dict[str, str] = {}
     nbest: dict[str, list[dict[str, Any]]] = {}
     null_odds: dict[str, float] = {}
-    not_finite = 0
-    by_example: dict[int, list[int]] = {}
-    for number, window in enumerate(windows):
-        by_example.setdefault(window.example, []).append(number)
     for index, example in enumerate(examples):
-        spans: dict[tuple[int, int], _Candidate] = {}
-        null: _Candidate | None = None
-        for number in by_example.get(index, []):
-            start, end = (np.asarray(side[number], dtype=np.float64) for side in (start_logits, end_logits))
-            if not (np.isfinite(start).all() and np.isfinite(end).all()):
-                not_finite += 1
-                continue
-            position = windows[number].null_position
-            here = _Candidate((0, 0), float(start[position]), float(end[position]))
-            null = here if null is None or here.score < null.score else null
-            for candidate in best_spans(windows[number].offsets, start, end, n_best_size, max_answer_length):
-                known = spans.get(candidate.span)
-                if known is None or candidate.score > known.score:
-                    spans[candidate.span] = candidate
-        ranked = sorted(spans.values(), key=lambda candidate: -candidate.score)[:n_best_size]
+        own = scored.get(index, [])
+        ranked = _ranked(own, n_best_size, max_answer_length)
         texts[example.id] = _text(example, ranked[0]) if ranked else ""
         if version_2_with_negative:
-            odds = null.score - ranked[0].score if null and ranked else math.inf
-            null_odds[example.id] = odds
-            if odds > null_score_diff_threshold:
+            null = _least_null(own)
+            null_odds[example.id] = null.score - ranked[0].score if null and ranked else math.inf
+            if null_odds[example.id] > null_score_diff_threshold:
                 texts[example.id] = ""
             ranked = _with_null(ranked, null, n_best_size)
         nbest[example.id] = _described(example, ranked)
     return Answers(texts, nbest, null_odds if version_2_with_negative else None, not_finite)
+
+
+def _by_example(
+    windows: Sequence[Window], start_logits: Sequence[np.ndarray], end_logits: Sequence[np.ndarray]
+) -> tuple[dict[int, list[_Scored]], int]:
+    """The windows of each question, and how many were left out for logits that are not finite."""
+    scored: dict[int, list[_Scored]] = {}
+    not_finite = 0
+    for window, *logits in zip(windows, start_logits, end_logits, strict=True):
+        start, end = (np.asarray(side, dtype=np.float64) for side in logits)
+        if np.isfinite(start).all() and np.isfinite(end).all():
+            scored.setdefault(window.example, []).append((window, start, end))
+        else:
+            not_finite += 1
+    return scored, not_finite
+
+
+def _ranked(own: Sequence[_Scored], count: int, max_length: int) -> list[_Candidate]:
+    """The best spans of all windows of one question, best first."""
+    spans: dict[tuple[int, int], _Candidate] = {}
+    for window, start, end in own:
+        for candidate in best_spans(window.offsets, start, end, count, max_length):
+            known = spans.get(candidate.span)
+            if known is None or candidate.score > known.score:
+                spans[candidate.span] = candidate
+    return sorted(spans.values(), key=lambda candidate: -candidate.score)[:count]
+
+
+def _least_null(own: Sequence[_Scored]) -> _Candidate | None:
+    """The candidate "no answer", from the window where its score is lowest: where the model is least sure that there is none."""
+    nulls = [
+        _Candidate((0, 0), float(start[window.null_position]), float(end[window.null_position]))
+        for window, start, end in own
+    ]
+    return min(nulls, key=lambda candidate: candidate.score, default=None)
 
 
 def best_spans(
@@ -147,7 +169,7 @@ def _with_null(ranked: list[_Candidate], null: _Candidate | None, count: int) ->
     if null is None:
         return ranked
     together = sorted([*ranked, null], key=lambda candidate: -candidate.score)
-    return together[:count] if null in together[:count] else [*together[: count - 1], null]
+    return together[:count] if null in together[:count] else [*together[:count], null]
 
 
 def _text(example: Example, candidate: _Candidate) -> str:
