@@ -1,7 +1,7 @@
 """The operators' gradients. Decisions (codes, clusters, top keys) are constants, and log masses have no gradient.
 
-The stages' gradients are written in differentiable PyTorch. The fused operators' are operators themselves, whose own gradient
-raises: without one, PyTorch would return zeros.
+The stages' gradients are written in differentiable PyTorch. The fused operators' are operators themselves, whose own
+gradient raises: without one, PyTorch would return zeros.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,7 @@ Optional = Tensor | None
 
 
 def _register(
-    operator: str,
-    setup_context: Callable[[Context, tuple[Any, ...], Any], None],
-    backward: Callable[..., Any],
+    operator: str, setup_context: Callable[[Context, tuple[Any, ...], Any], None], backward: Callable[..., Any]
 ) -> None:
     torch.library.register_autograd(f"{NAMESPACE}::{operator}", backward, setup_context=setup_context, lib=LIBRARY)
 
@@ -58,7 +56,7 @@ def _group_mean_context(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -
 
 def _group_mean_gradient(ctx: Context, grad: Tensor) -> tuple[Optional, ...]:
     (assignment,) = ctx.saved_tensors
-    return _group_mean_backward(grad, assignment, ctx.scale).to(ctx.dtype), None, None, None
+    return (_group_mean_backward(grad, assignment, ctx.scale).to(ctx.dtype), None, None, None)
 
 
 def _centroid_scores_context(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:

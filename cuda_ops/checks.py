@@ -1,5 +1,7 @@
-"""What every operator asks of its inputs. The public wrappers and the fake kernels run the same checks, so that a call fails with the
-same sentence on every device, under ``torch.compile`` and on the meta device: what is wrong, what was expected, what came, what to do.
+"""What every operator asks of its inputs.
+
+The public wrappers and the fake kernels run the same checks, so that a call fails with the same sentence on every
+device, under ``torch.compile`` and on the meta device: what is wrong, what was expected, what came, what to do.
 
 Only types, devices and shapes are looked at, never values: a check costs about a microsecond and no synchronisation.
 """
@@ -20,14 +22,18 @@ LARGEST_CLUSTERS = 65536
 
 def _tensor(name: str, x: object, rank: int, axes: str) -> None:
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor {axes}, got {type(x).__name__}. Convert it, for example with torch.as_tensor.")
+        raise TypeError(
+            f"{name} must be a tensor {axes}, got {type(x).__name__}. Convert it, for example with torch.as_tensor."
+        )
     if x.dim() != rank:
         raise ValueError(f"{name} must have {rank} axes {axes}, got shape {tuple(x.shape)}. Reshape it.")
 
 
 def _device(name: str, x: Tensor, first: str, like: Tensor) -> None:
     if x.device != like.device:
-        raise ValueError(f"{name} must be on the device of {first}, {like.device}, got {x.device}. Move it with .to({first}.device).")
+        raise ValueError(
+            f"{name} must be on the device of {first}, {like.device}, got {x.device}. Move it with .to({first}.device)."
+        )
 
 
 def _shape(name: str, x: Tensor, expected: tuple[int, ...], axes: str, advice: str = "") -> None:
@@ -48,9 +54,14 @@ def vectors(name: str, x: Tensor) -> None:
     """x (B, H, N, D) of a floating type, H at least 1, D from 1 to 256."""
     _tensor(name, x, 4, "(B, H, N, D)")
     if x.dtype not in FLOATING:
-        raise TypeError(f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}. Convert it with .to(torch.float32).")
+        raise TypeError(
+            f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}. Convert it with .to(torch.float32)."
+        )
     if not 1 <= x.shape[3] <= LARGEST_HEAD_SIZE:
-        raise ValueError(f"{name} must have a head size D from 1 to {LARGEST_HEAD_SIZE}, got shape {tuple(x.shape)}. Split its heads further.")
+        raise ValueError(
+            f"{name} must have a head size D from 1 to {LARGEST_HEAD_SIZE}, got shape {tuple(x.shape)}. "
+            "Split its heads further."
+        )
     if x.shape[1] < 1:
         raise ValueError(f"{name} must have at least one head, got shape {tuple(x.shape)}. Expected are (B, H, N, D).")
 
@@ -59,7 +70,10 @@ def accumulated(name: str, x: Tensor, rank: int, axes: str) -> None:
     """A stage's result: float32 or float64."""
     _tensor(name, x, rank, axes)
     if x.dtype not in ACCUMULATION:
-        raise TypeError(f"{name} must be float32 or float64, the type the stages accumulate in, got {x.dtype}. Convert it with .float().")
+        raise TypeError(
+            f"{name} must be float32 or float64, the type the stages accumulate in, got {x.dtype}. "
+            "Convert it with .float()."
+        )
 
 
 def token_mask(mask: Tensor | None, first: str, x: Tensor, tokens_axis: int = 2) -> None:
@@ -69,7 +83,10 @@ def token_mask(mask: Tensor | None, first: str, x: Tensor, tokens_axis: int = 2)
     expected = (x.shape[0], x.shape[tokens_axis])
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise TypeError(f"mask must be a bool tensor (B, N), true where a token is valid, got {got}. Convert it, for example with mask.bool().")
+        raise TypeError(
+            f"mask must be a bool tensor (B, N), true where a token is valid, got {got}. "
+            "Convert it, for example with mask.bool()."
+        )
     if mask.shape != expected:
         raise ValueError(
             f"mask must have shape (B, N) = {tuple(expected)}, got {tuple(mask.shape)}. "
@@ -82,11 +99,13 @@ def hash_planes(planes: Tensor, first: str, x: Tensor) -> None:
     """planes (P, D) float32, P from 1 to 256."""
     _tensor("planes", planes, 2, "(P, D)")
     if planes.dtype != torch.float32:
-        raise TypeError(f"planes must be float32 whatever the type of {first}, got {planes.dtype}. Keep them in float32.")
+        raise TypeError(
+            f"planes must be float32 whatever the type of {first}, got {planes.dtype}. Keep them in float32."
+        )
     if not 1 <= planes.shape[0] <= LARGEST_BITS or planes.shape[1] != x.shape[3]:
         raise ValueError(
-            f"planes must have shape (P, D) with P from 1 to {LARGEST_BITS} and D = {x.shape[3]}, got {tuple(planes.shape)}. "
-            f"Draw one normal vector of {first}'s head size for each bit."
+            f"planes must have shape (P, D) with P from 1 to {LARGEST_BITS} and D = {x.shape[3]}, "
+            f"got {tuple(planes.shape)}. Draw one normal vector of {first}'s head size for each bit."
         )
     _device("planes", planes, first, x)
 
@@ -106,7 +125,9 @@ def attention_inputs(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> No
     vectors("k", k)
     _tensor("v", v, 4, "(B, H_kv, N, D)")
     if k.dtype != q.dtype or v.dtype != q.dtype:
-        raise TypeError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype} and {v.dtype}. Convert them to the same.")
+        raise TypeError(
+            f"q, k and v must have one dtype, got {q.dtype}, {k.dtype} and {v.dtype}. Convert them to the same."
+        )
     batch, heads, tokens, size = q.shape
     head_groups("q", heads, "k", k.shape[1])
     expected = (batch, k.shape[1], tokens, size)
@@ -125,7 +146,10 @@ def codes(x: Tensor, bits: int) -> None:
     _integer("bits", bits, 1, LARGEST_BITS, "Pass the number of planes that made the codes.")
     words = -(-bits // 64)
     if x.shape[3] != words:
-        raise ValueError(f"codes must have ceil(bits / 64) = {words} words for {bits} bits, got shape {tuple(x.shape)}. Pass the bits that made them.")
+        raise ValueError(
+            f"codes must have ceil(bits / 64) = {words} words for {bits} bits, got shape {tuple(x.shape)}. "
+            "Pass the bits that made them."
+        )
 
 
 def groups(assignment: Tensor, batch: int, heads: int, tokens: int | None, first: str, like: Tensor) -> None:
@@ -206,6 +230,8 @@ def exact_limit(exact_below: int) -> None:
 def positive(scale: float) -> None:
     """scale is finite and above zero."""
     if not isinstance(scale, (int, float)) or isinstance(scale, bool):
-        raise TypeError(f"scale must be a float, got {type(scale).__name__}. Pass a Python float, or None for D ** -0.5.")
+        raise TypeError(
+            f"scale must be a float, got {type(scale).__name__}. Pass a Python float, or None for D ** -0.5."
+        )
     if not (math.isfinite(scale) and scale > 0):
         raise ValueError(f"scale must be finite and greater than 0, got {scale}. D ** -0.5 is usual.")

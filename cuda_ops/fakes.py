@@ -74,7 +74,7 @@ def centroid_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     operator_checks.centroid_attention(scores, v, mask, top_keys)
     clusters = scores.shape[:3]
-    return scores.new_empty(*clusters, v.shape[3]), scores.new_empty(clusters), scores.new_empty(clusters)
+    return (scores.new_empty(*clusters, v.shape[3]), scores.new_empty(clusters), scores.new_empty(clusters))
 
 
 @fake_kernel
@@ -128,7 +128,7 @@ def improved_clustered(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     operator_checks.improved_clustered(q, k, v, mask, planes, clusters, topk, iterations, scale, exact_below)
     top = _integers(q, q.shape[0], q.shape[1], clusters, _slots(topk, q.shape[2]))
-    return _token_major(q), _accumulated(q, *q.shape[:3]), _integers(q, *q.shape[:3]), top
+    return (_token_major(q), _accumulated(q, *q.shape[:3]), _integers(q, *q.shape[:3]), top)
 
 
 def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,10 +1,14 @@
 """Every operator in plain PyTorch: the ground truth, and what runs where no compiled kernel exists.
 
-Works on any device, with any mask, and accumulates in float32 (float64 for float64 input). Vectorised: no Python control flow depends on
-the values of a tensor. Memory beyond the compiled operators': (B, H, N, P) for hashing, (B, H, N, C) for clustering, (B, H, C, N) for the
-centroids' scores; the exact parts go through the queries in chunks, so nothing of size N x N or N x K x D exists at once.
-Results do not depend on what stands in padded places, but the compiled operators' promise of equal bits under any padding and batching
-does not hold here: PyTorch's matrix products sum in an order that depends on the shapes.
+Works on any device, with any mask, and accumulates in float32 (float64 for float64 input). Vectorised: no Python
+control flow depends on the values of a tensor.
+
+Memory beyond the compiled operators': (B, H, N, P) numbers for hashing, (B, H, N, C) for clustering and (B, H, C, N)
+for the centroids' scores. The exact parts go through the queries in chunks, so nothing of size N x N or N x K x D
+exists at once.
+
+Results do not depend on what stands in padded places. But the compiled operators' promise of equal bits under any
+padding and batching does not hold here: PyTorch's matrix products sum in an order that depends on the shapes.
 """
 
 import torch
@@ -52,7 +56,7 @@ def _starting_codes(codes: Tensor, valid: Tensor, clusters: int) -> Tensor:
 
 
 def _nearest(bits: Tensor, centroids: Tensor) -> Tensor:
-    """The centroid of the smallest Hamming distance, the lowest index on a tie: |b| - 2 a.b is that distance less |a|."""
+    """The nearest centroid in Hamming distance, the lowest on a tie: |b| - 2 a.b is the distance less |a|."""
     return (centroids.sum(-1)[:, :, None] - 2 * bits @ centroids.transpose(-1, -2)).argmin(-1)
 
 
@@ -67,7 +71,7 @@ def cluster_codes(
     # Once no centroid changes, further rounds change nothing: running them all needs no look at the values.
     for _ in range(iterations):
         assignment = _nearest(tokens_bits, centroids).masked_fill(~valid[:, None], -1)
-        ones, size = group_sum(tokens_bits, assignment, clusters), group_size(assignment, clusters, torch.float32)
+        ones, size = (group_sum(tokens_bits, assignment, clusters), group_size(assignment, clusters, torch.float32))
         centroids = torch.where(size > 0, (2 * ones > size).float(), centroids)
     assignment = _nearest(tokens_bits, centroids).masked_fill(~valid[:, None], -1)
     return assignment.int(), pack_bits(centroids > 0)
@@ -96,7 +100,7 @@ def _sort_order(scores: Tensor) -> Tensor:
 
 @reference_kernel
 def top_keys(scores: Tensor, mask: Tensor | None, topk: int) -> Tensor:
-    batch, heads, clusters, tokens = scores.shape
+    batch, _, _, tokens = scores.shape
     valid = valid_tokens(mask, batch, tokens, scores.device)
     order = _sort_order(scores)
     order = order.masked_fill(~valid[:, None, None, :], torch.iinfo(order.dtype).min)
@@ -122,7 +126,7 @@ def centroid_attention(
 def _exact_rows(q: Tensor, k: Tensor, v: Tensor, assignment: Tensor, top_keys: Tensor, scale: float) -> Tensor:
     """The softmax over each query's top keys, applied to the values; zero where it has none."""
     position, present = keys_of_queries(assignment, top_keys, k.shape[2])
-    keys, values = gather_rows(k, position, q.shape[1]), gather_rows(v, position, q.shape[1])
+    keys, values = (gather_rows(k, position, q.shape[1]), gather_rows(v, position, q.shape[1]))
     scaled = (q.to(keys.dtype) * scale)[..., None]
     weights, _ = softmax_and_log_mass((keys @ scaled)[..., 0], present)
     return (weights[..., None, :] @ values.masked_fill(~present[..., None], 0))[..., 0, :]
@@ -154,7 +158,7 @@ def _full_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale:
     """full_attention before the result is rounded to q's type."""
     batch, heads, tokens, _ = q.shape
     valid = valid_tokens(mask, batch, tokens, q.device)
-    q, k, v = zero_padding(q, mask) * scale, zero_padding(k, mask), zero_padding(v, mask)
+    q, k, v = (zero_padding(q, mask) * scale, zero_padding(k, mask), zero_padding(v, mask))
     out, log_mass = torch.empty_like(q), q.new_empty(batch, heads, tokens)
     for rows in row_chunks(tokens, batch * heads * tokens):
         weights, log_mass[:, :, rows] = softmax_and_log_mass(

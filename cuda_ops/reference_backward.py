@@ -1,7 +1,8 @@
 """The gradients in plain PyTorch, by explicit formulas; clusters and top keys are constants.
 
-First each stage's gradient, then the fused operators' as their composition. With g_i the gradient of query i's output, c its
-cluster, u_i = sum_{j in T_c} t_ij v_j the exact part's mean value, m_c = sum_{j in T_c} A_cj and G_c = sum_{i in c} g_i:
+First each stage's gradient, then the fused operators' as their composition. With g_i the gradient of query i's output,
+c its cluster, u_i = sum_{j in T_c} t_ij v_j the exact part's mean value, m_c = sum_{j in T_c} A_cj and
+G_c = sum_{i in c} g_i:
 
     dm_c     = sum_{i in c} g_i . u_i
     dl_ij    = m_c t_ij (g_i . v_j - g_i . u_i)                          the exact logits, j in T_c
@@ -12,8 +13,8 @@ cluster, u_i = sum_{j in T_c} t_ij v_j the exact part's mean value, m_c = sum_{j
     dk_j     = sum_c ds_cj qbar_c + sum_i dl_ij scale q_i
     dv_j     = sum_i m_c t_ij g_i  for j in T_c   +   sum_c A_cj G_c  for j not in T_c
 
-idiap/fast-transformers holds m_c constant; here it is differentiated. A key head shared by several query heads gets their sum.
-The stages' functions are differentiable themselves; the fused ones go through the queries in chunks.
+idiap/fast-transformers holds m_c constant; here it is differentiated. A key head shared by several query heads gets
+their sum. The stages' functions are differentiable themselves; the fused ones go through the queries in chunks.
 """
 
 import torch
@@ -44,7 +45,9 @@ Gradients = tuple[Tensor, Tensor, Tensor]
 
 
 def transposed_product(weights: Tensor, rows: Tensor, kv_heads: int) -> Tensor:
-    """weights (B, H, R, N), rows (B, H, R, D) -> (B, H_kv, N, D): the weighted rows, summed over the heads that share a key head."""
+    """weights (B, H, R, N), rows (B, H, R, D) -> (B, H_kv, N, D): the weighted rows, summed over the heads that share
+    a key head.
+    """
     return fold_heads(weights, kv_heads).transpose(-1, -2) @ fold_heads(rows, kv_heads)
 
 
@@ -83,7 +86,9 @@ def centroid_attention_backward(
 def _exact_rows_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, assignment: Tensor, top_keys: Tensor, top_mass: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """For some queries: dq, g_i . u_i, each slot's contributions to dk and dv (B, H, R, K, D), and its key's row in them."""
+    """For some queries: dq, g_i . u_i, each slot's contributions to dk and dv (B, H, R, K, D), and its key's row in
+    them.
+    """
     batch, heads, _, _ = q.shape
     position, present = keys_of_queries(assignment, top_keys, k.shape[2])
     keys = gather_rows(k, position, heads).masked_fill(~present[..., None], 0)
@@ -102,7 +107,7 @@ def _exact_rows_backward(
     kv_head = torch.arange(heads, device=q.device) // max(heads // max(k.shape[1], 1), 1)
     row = torch.arange(batch, device=q.device)[:, None] * k.shape[1] + kv_head
     row = torch.where(present, row[..., None, None] * k.shape[2] + position, batch * k.shape[1] * k.shape[2])
-    to_keys, to_values = dlogits[..., None] * scaled[..., None, :], (mass * weights)[..., None] * grad[..., None, :]
+    to_keys, to_values = (dlogits[..., None] * scaled[..., None, :], (mass * weights)[..., None] * grad[..., None, :])
     return dq, mean_product, to_keys, to_values, row
 
 
@@ -147,9 +152,9 @@ def _full_attention_backward(
     """full_attention_backward before the results are rounded; the weights are recomputed, since `out` was rounded."""
     batch, heads, tokens, _ = q.shape
     valid = valid_tokens(mask, batch, tokens, q.device)[:, None, None, :]
-    grad, keys, values = zero_padding(grad, mask), zero_padding(k, mask), zero_padding(v, mask)
+    grad, keys, values = (zero_padding(grad, mask), zero_padding(k, mask), zero_padding(v, mask))
     scaled = zero_padding(q, mask) * scale
-    dq, dk, dv = torch.zeros_like(scaled), torch.zeros_like(keys), torch.zeros_like(values)
+    dq, dk, dv = (torch.zeros_like(scaled), torch.zeros_like(keys), torch.zeros_like(values))
     for rows in row_chunks(tokens, batch * heads * tokens):
         weights, _ = softmax_and_log_mass(product_with_keys(scaled[:, :, rows], keys), valid)
         weighted = weights * product_with_keys(grad[:, :, rows], values)

@@ -1,7 +1,8 @@
-"""The building blocks of ``reference.py`` and ``reference_backward.py``: padding, shared key heads, groups, bits, softmax.
+"""The building blocks of ``reference.py`` and ``reference_backward.py``.
 
-How padding is kept out: an operand is filled with zero in padded places before it enters a product, and a result is filled
-afterwards; multiplying by zero would let a NaN through. All of it is differentiable, so the stages' gradients can be too.
+How padding is kept out: an operand is filled with zero in padded places before it enters a product, and a result is
+filled afterwards; multiplying by zero would let a NaN through. All of it is differentiable, so the stages' gradients
+can be too.
 """
 
 from collections.abc import Callable, Iterator
@@ -149,7 +150,9 @@ def gather_rows(x: Tensor, position: Tensor, heads: int) -> Tensor:
 
 
 def keys_of_queries(assignment: Tensor, top_keys: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """assignment (B, H, R), top_keys (B, H, C, K) -> the positions (B, H, R, K) of each query's top keys, and which slots hold one."""
+    """assignment (B, H, R), top_keys (B, H, C, K) -> the positions (B, H, R, K) of each query's top keys, and which
+    slots hold one.
+    """
     cluster, inside = members(assignment, top_keys.shape[2])
     cluster = cluster.masked_fill(~inside, 0)[..., None].expand(-1, -1, -1, top_keys.shape[3])
     position = top_keys.gather(2, cluster).long()

@@ -1,8 +1,9 @@
 """The operators' schemas: one per operator, in the namespace ``torch.ops.cuda_ops``.
 
-The schema is declared here, in Python, once. ``reference.py`` and ``reference_backward.py`` implement every operator in plain PyTorch
-(dispatch key ``CompositeExplicitAutograd``: any device without a kernel of its own); the compiled library overrides them for its devices;
-``autograd.py`` adds the fake kernels and the gradients. What each operator computes is written in ``ops.py``.
+The schema is declared here, in Python, once. ``reference.py`` and ``reference_backward.py`` implement every operator in
+plain PyTorch (dispatch key ``CompositeExplicitAutograd``: any device without a kernel of its own); the compiled library
+overrides them for its devices; ``autograd.py`` adds the fake kernels and the gradients. What each operator computes is
+written in ``stages.py`` and ``ops.py``.
 """
 
 import torch
@@ -39,5 +40,6 @@ SCHEMAS = (
 # The registrations live as long as this object.
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
 for schema in SCHEMAS:
-    # flexible_layout: every kernel reads its inputs by strides, so a compiler need not copy them into an order of its own choice.
+    # flexible_layout: every kernel reads its inputs by strides, so a compiler need not copy them into an order of its
+    # own choice.
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))

@@ -1,0 +1,135 @@
+"""Whole attention layers, one operator per method.
+
+Their stages are in ``stages.py``, which explains axes, types and masks.
+"""
+
+import torch
+from torch import Tensor
+
+from cuda_ops import operator_checks
+from cuda_ops._library import warn_if_reference
+from cuda_ops.stages import scale_or_default
+
+_operators = torch.ops.cuda_ops
+
+
+def full_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Exact attention over the valid keys: out_i = sum_j softmax_j(scale q_i . k_j) v_j.
+
+    The compiled operator gives a sequence the same bits whatever its padding, batch and number of threads, which
+    ``torch.nn.functional.scaled_dot_product_attention`` does not; where bits do not matter, that one is faster.
+    Differentiable in q, k and v; a second derivative raises NotImplementedError.
+
+    Args:
+        q: (B, H, N, D), float32, float64, bfloat16 or float16, any strides.
+        k: (B, H_kv, N, D) of q's type; H_kv divides H, and head h uses key head h // (H / H_kv).
+        v: as k.
+        mask: (B, N) bool, true where a token is valid; None where all are.
+        scale: finite, above 0; None for D ** -0.5.
+
+    Returns:
+        out (B, H, N, D) of q's type, a view of a contiguous (B, N, H, D) tensor, 0 on padding; log mass (B, H, N), the
+        log of sum_j exp(scale q_i . k_j) in the accumulation type, -inf on padding, not differentiable.
+
+    Raises:
+        TypeError: an argument of a wrong type or dtype.
+        ValueError: a wrong shape, device or range.
+    """
+    scale = scale_or_default(scale, q)
+    operator_checks.full_attention(q, k, v, mask, scale)
+    warn_if_reference(q.device.type, q.dtype)
+    return _operators.full_attention(q, k, v, mask, scale)
+
+
+def clustered(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    planes: Tensor,
+    clusters: int = 25,
+    iterations: int = 10,
+    scale: float | None = None,
+    exact_below: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Clustered attention: every query gets the attention of its cluster's mean (section 3.2 of arXiv 2007.04825).
+
+    out_i = sum_j softmax_j(qbar_c . k_j) v_j, with c the cluster of i and qbar_c = scale / |c| * sum_{i in c} q_i. The
+    clusters come from `hash_vectors` and `cluster_codes`. Equal to the composition of the stages, bit for bit. The
+    gradient flows through the means; clusters are constants; a second derivative raises NotImplementedError. Linear in
+    N.
+
+    Args:
+        q: (B, H, N, D), float32, float64, bfloat16 or float16, any strides.
+        k: (B, H_kv, N, D) of q's type; H_kv divides H, and head h uses key head h // (H / H_kv).
+        v: as k.
+        mask: (B, N) bool, true where a token is valid; None where all are.
+        planes: (P, D) float32, P from 1 to 256: the hash planes.
+        clusters: C, from 1 to 65536; may exceed N.
+        iterations: rounds of K-means, at least 0.
+        scale: finite, above 0; None for D ** -0.5.
+        exact_below: batch rows with fewer valid tokens get `full_attention`.
+
+    Returns:
+        out (B, H, N, D) of q's type, a view of a contiguous (B, N, H, D) tensor, 0 on padding; log mass (B, H, N), the
+        log of sum_j exp(qbar_c . k_j) (exact rows: of the query's own products) in the accumulation type, -inf on
+        padding; the clusters (B, H, N) int32, -1 on padding and in exact rows. Only out is differentiable.
+
+    Raises:
+        TypeError: an argument of a wrong type or dtype.
+        ValueError: a wrong shape, device or range.
+    """
+    scale = scale_or_default(scale, q)
+    operator_checks.clustered(q, k, v, mask, planes, clusters, iterations, scale, exact_below)
+    warn_if_reference(q.device.type, q.dtype)
+    return _operators.clustered(q, k, v, mask, planes, clusters, iterations, scale, exact_below)
+
+
+def improved_clustered(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    planes: Tensor,
+    clusters: int = 25,
+    topk: int = 32,
+    iterations: int = 10,
+    scale: float | None = None,
+    exact_below: int = 0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`clustered` with exact products on each cluster's top keys (section 3.3 of arXiv 2007.04825).
+
+    With A_c the softmax of qbar_c . k_j, T_c the K keys where it is largest and m_c its mass on them,
+    out_i = m_c sum_{j in T_c} softmax_{T_c}(scale q_i . k_j) v_j + sum_{j not in T_c} A_cj v_j.
+    Exact attention for K >= N. Equal to the composition of the stages, bit for bit. The gradient flows through the
+    means, the products and m_c (which idiap/fast-transformers holds constant); clusters and top keys are constants; a
+    second derivative raises NotImplementedError. Linear in N.
+
+    Args:
+        q: (B, H, N, D), float32, float64, bfloat16 or float16, any strides.
+        k: (B, H_kv, N, D) of q's type; H_kv divides H, and head h uses key head h // (H / H_kv).
+        v: as k.
+        mask: (B, N) bool, true where a token is valid; None where all are.
+        planes: (P, D) float32, P from 1 to 256: the hash planes.
+        clusters: C, from 1 to 65536; may exceed N.
+        topk: K, at least 0; may exceed N.
+        iterations: rounds of K-means, at least 0.
+        scale: finite, above 0; None for D ** -0.5.
+        exact_below: batch rows with fewer valid tokens get `full_attention`.
+
+    Returns:
+        out (B, H, N, D) of q's type, a view of a contiguous (B, N, H, D) tensor, 0 on padding; log mass (B, H, N), the
+        log of sum_j exp(qbar_c . k_j) (exact rows: of the query's own products) in the accumulation type, -inf on
+        padding; the clusters (B, H, N) int32, -1 on padding and in exact rows; the top keys (B, H, C, min(K, N)) int32:
+        ascending token positions, then -1, and only -1 in exact rows. Only out is differentiable.
+
+    Raises:
+        TypeError: an argument of a wrong type or dtype.
+        ValueError: a wrong shape, device or range.
+    """
+    scale = scale_or_default(scale, q)
+    operator_checks.improved_clustered(q, k, v, mask, planes, clusters, topk, iterations, scale, exact_below)
+    warn_if_reference(q.device.type, q.dtype)
+    return _operators.improved_clustered(q, k, v, mask, planes, clusters, topk, iterations, scale, exact_below)
