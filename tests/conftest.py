@@ -119,14 +119,15 @@ def on_reference() -> Iterator[None]:
 
     Wrappers, fake kernels and autograd stay as they are.
     """
-    from cuda_ops import reference
+    from cuda_ops import reference, reference_backward
 
     overrides = torch.library.Library("cuda_ops", "IMPL")
     if is_compiled():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
             for operator in operators():
-                overrides.impl(operator, getattr(reference, operator), "CPU", allow_override=True)
+                source = reference_backward if operator.endswith("_backward") else reference
+                overrides.impl(operator, getattr(source, operator), "CPU", allow_override=True)
     yield
     overrides._destroy()
 

@@ -28,7 +28,7 @@ def test_by_hand() -> None:
     q = torch.tensor([[2.0, 1.0], [0.0, 1.0], [0.0, -1.0], [0.0, -1.0]]).view(1, 1, 4, 2)
     k = torch.tensor([[0.0, 0.0], [0.0, 0.0], [log2, 0.0], [log3, 0.0]]).view(1, 1, 4, 2)
     v = torch.tensor([[1.0, 10.0], [2.0, 20.0], [3.0, 30.0], [4.0, 40.0]]).view(1, 1, 4, 2)
-    settings = {"planes": torch.tensor([[0.0, 1.0]]), "clusters": 2, "iterations": 3, "scale": 1.0}
+    settings = {"mask": None, "planes": torch.tensor([[0.0, 1.0]]), "clusters": 2, "iterations": 3, "scale": 1.0}
     out, log_mass, assignment = cuda_ops.clustered(q, k, v, **settings)
     expected = torch.tensor([3.0, 3.0, 2.5, 2.5])
     torch.testing.assert_close(out[0, 0], torch.stack([expected, 10 * expected], 1))
@@ -184,9 +184,9 @@ def test_defaults() -> None:
     inputs = Case(N=61, B=1, D=11, P=63, mask=None).inputs()
     q, k, v, planes = inputs.q, inputs.k, inputs.v, inputs.planes
     spelled_out = inputs.changed(clusters=25, topk=32, iterations=10, scale=11**-0.5)
-    for one, other in zip(cuda_ops.improved_clustered(q, k, v, planes=planes), spelled_out.improved(), strict=True):
+    for one, other in zip(cuda_ops.improved_clustered(q, k, v, None, planes), spelled_out.improved(), strict=True):
         assert_same_bits("improved_clustered", one, other)
-    for one, other in zip(cuda_ops.clustered(q, k, v, planes=planes), spelled_out.clustered(), strict=True):
+    for one, other in zip(cuda_ops.clustered(q, k, v, None, planes), spelled_out.clustered(), strict=True):
         assert_same_bits("clustered", one, other)
     for one, other in zip(cuda_ops.full_attention(q, k, v), spelled_out.full(), strict=True):
         assert_same_bits("full_attention", one, other)

@@ -31,8 +31,8 @@ print(peak() - before)
 @pytest.mark.parametrize(
     ("call", "tokens", "forbidden"),
     [
-        ("cuda_ops.improved_clustered(q, k, v, planes=planes)[0]", 20_011, 20_011 * 32 * 64 * 4),
-        ("cuda_ops.clustered(q, k, v, planes=planes)[0]", 20_011, 20_011 * 32 * 64 * 4),
+        ("cuda_ops.improved_clustered(q, k, v, None, planes)[0]", 20_011, 20_011 * 32 * 64 * 4),
+        ("cuda_ops.clustered(q, k, v, None, planes)[0]", 20_011, 20_011 * 32 * 64 * 4),
         ("cuda_ops.full_attention(q, k, v)[0]", 6_007, 6_007 * 6_007 * 4),
     ],
     ids=["improved_clustered", "clustered", "full_attention"],
