@@ -229,9 +229,9 @@ def exact_limit(exact_below: int) -> None:
 
 def positive(scale: float) -> None:
     """scale is finite and above zero."""
-    if not isinstance(scale, (int, float)) or isinstance(scale, bool):
+    if not isinstance(scale, (int, float, torch.SymFloat)) or isinstance(scale, bool):
         raise TypeError(
             f"scale must be a float, got {type(scale).__name__}. Pass a Python float, or None for D ** -0.5."
         )
-    if not (math.isfinite(scale) and scale > 0):
+    if not 0 < scale < math.inf:
         raise ValueError(f"scale must be finite and greater than 0, got {scale}. D ** -0.5 is usual.")
