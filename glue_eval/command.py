@@ -119,7 +119,7 @@ def output_names(checkpoint: Checkpoint, task: Task) -> dict[int, str]:
     Raises:
         CheckpointError: the adapter's head has another number of outputs than the task.
     """
-    own = {int(number): str(name) for number, name in checkpoint.config.id2label.items()}
+    own = {int(number): str(name) for number, name in (checkpoint.config.id2label or {}).items()}
     if checkpoint.adapter is None or checkpoint.adapter.outputs is None:
         return own
     outputs = checkpoint.adapter.outputs

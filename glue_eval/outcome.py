@@ -49,7 +49,10 @@ def cross_entropy(logits: np.ndarray, labels: np.ndarray, outputs: Sequence[int]
 
 
 def predict(task: Task, parts: Sequence[GlueData], labels: LabelMap, method: Method, run: MethodRun) -> Predicted:
-    predictions, scores, losses, not_finite = [], [], [], 0
+    predictions: list[np.ndarray] = []
+    scores: list[dict[str, float]] = []
+    losses: list[float | None] = []
+    not_finite = 0
     for part, outputs in zip(parts, run.outputs, strict=True):
         logits = np.stack(outputs["logits"])
         not_finite += int((~np.isfinite(logits)).any(axis=1).sum())

@@ -101,7 +101,7 @@ def find_checkpoint(options: argparse.Namespace, task_type: str) -> Checkpoint:
         tokenizer=tokenizer,
         adapter=adapter,
         stored=_stored_settings(config, weights),
-        fingerprint=_fingerprint(config, weights, adapter),
+        fingerprint=_fingerprint(weights, revision, adapter, hub),
         hub=hub,
     )
 
@@ -132,7 +132,7 @@ def _require_place(name: str, flag: str) -> None:
 
 
 def _optional_file(place: str, file: str, **hub: Any) -> str | None:
-    with _named_errors(place, file):
+    with _named_errors(place, "file list"):
         return cached_file(
             place,
             file,
@@ -149,7 +149,8 @@ def _named_errors(place: str, what: str) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{place}: its {what} cannot be read: {first}") from error
+        hint = "" if Path(place).is_dir() else " (A private repository needs --token or a login.)"
+        raise CheckpointError(f"{place}: its {what} cannot be read: {first}{hint}") from error
 
 
 def _read_adapter(file: Path, options: argparse.Namespace, task_type: str, hub: Mapping[str, Any]) -> Adapter:
@@ -206,7 +207,7 @@ def _stored_settings(config: PretrainedConfig, place: str) -> ClusterConfig | No
         raise CheckpointError(f"{place}: config.json, key clustered_attention: {error}") from error
 
 
-def _fingerprint(config: PretrainedConfig, weights: str, adapter: Adapter | None) -> dict[str, str]:
+def _fingerprint(weights: str, revision: str | None, adapter: Adapter | None, hub: Mapping[str, Any]) -> dict[str, str]:
     """What tells these weights from others under the same name: commits on the Hub, digests of files."""
     parts = {}
     if Path(weights).is_dir():
@@ -214,7 +215,8 @@ def _fingerprint(config: PretrainedConfig, weights: str, adapter: Adapter | None
             Path(weights), ("*.safetensors", "*.bin", "config.json", "tokenizer.json", "vocab.txt")
         )
     else:
-        parts["weights"] = str(getattr(config, "_commit_hash", None))
+        file = _optional_file(weights, "config.json", revision=revision, **hub)
+        parts["commit"] = Path(file or "").parent.name  # .../snapshots/COMMIT/config.json
     if adapter is not None:
         parts["adapter"] = _digest(adapter.folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     return parts

@@ -80,6 +80,7 @@ def compare(
         "base": None if checkpoint.adapter is None else checkpoint.weights,
         "model_type": checkpoint.model_type,
         "revision": options.model_revision,
+        "commit": checkpoint.fingerprint.get("commit"),
         "dtype": str(dtype).removeprefix("torch."),
     }
     pad_to = question.settings["max_seq_length"] if options.pad_to_max_length else None

@@ -87,6 +87,8 @@ def _merge(model: PreTrainedModel, adapter: Adapter) -> PreTrainedModel:
         with warnings.catch_warnings():
             # keys that do not match are checked below, by name
             warnings.filterwarnings("ignore", message="Found missing adapter keys", category=UserWarning)
+            # peft asks transformers by a name that 5.23 renames; nothing the user can change
+            warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
             wrapped = PeftModel.from_pretrained(model, adapter.folder, torch_device="cpu")
     except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{adapter.folder}: the adapter does not fit {adapter.base}: {error}") from error

@@ -107,7 +107,7 @@ def _notes(results: Results) -> list[str]:
     environment = results.environment
     notes.append(
         f"Seconds are forward passes only, {environment['device_name']}, {environment['threads']} threads, "
-        f"{environment['processes']} process(es), {results.model['dtype']}."
+        f"{environment['processes']} process{'' if environment['processes'] == 1 else 'es'}, {results.model['dtype']}."
     )
     for result in results.methods:
         notes += _warnings(result)

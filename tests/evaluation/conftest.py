@@ -28,7 +28,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
     model.normalizer = normalizers.Lowercase()
     model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     model.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    names = {
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     inputs = ["input_ids", "token_type_ids", "attention_mask"]
     return PreTrainedTokenizerFast(tokenizer_object=model, model_input_names=inputs, model_max_length=16, **names)
 

@@ -63,7 +63,9 @@ def test_the_files_and_keys_of_run_glue(
     assert "accuracy" in capsys.readouterr().out
 
 
-def test_scores_and_loss_are_the_models(pair_model: str, mrpc_file: Callable[..., str], tmp_path: Path, tokenizer: Any) -> None:
+def test_scores_and_loss_are_the_models(
+    pair_model: str, mrpc_file: Callable[..., str], tmp_path: Path, tokenizer: Any
+) -> None:
     file = mrpc_file()
     assert main(flags(pair_model, "mrpc", file, tmp_path / "out", "--attention", "full", "--max_seq_length", "64")) == 0
     rows = [line.split("\t") for line in Path(file).read_text().splitlines()[1:]]
@@ -106,7 +108,10 @@ def test_label_names_of_the_checkpoint_decide(
     by_map = read(tmp_path / "map" / "all_results.json")
     assert by_map["task"]["label_map"] == {"how": "option", "outputs": [0, 1, 2]}
     predictions = [
-        [line.split("\t")[1] for line in (tmp_path / name / "full" / "predict_results_mnli.txt").read_text().splitlines()]
+        [
+            line.split("\t")[1]
+            for line in (tmp_path / name / "full" / "predict_results_mnli.txt").read_text().splitlines()
+        ]
         for name in ("names", "map")
     ]
     swap = {"entailment": "contradiction", "contradiction": "entailment"}
@@ -194,7 +199,12 @@ def test_max_eval_samples(pair_model: str, mrpc_file: Callable[..., str], tmp_pa
     ],
 )
 def test_contradictions_in_one_sentence(
-    more: list[str], message: str, pair_model: str, mrpc_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str],
+    message: str,
+    pair_model: str,
+    mrpc_file: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(flags(pair_model, "mrpc", mrpc_file(), tmp_path / "out", *more)) == 2
     error = capsys.readouterr().err.splitlines()[-1]
@@ -221,3 +231,40 @@ def test_cross_entropy_is_torchs_and_outputs_that_share_a_label_add_up() -> None
     two = torch.stack([shared[:, 0], shared[:, 1] + shared[:, 2]], 1)
     expected = -two.gather(1, torch.tensor(np.minimum(labels, 1))[:, None]).log().mean().item()
     assert cross_entropy(logits, np.minimum(labels, 1), (0, 1, 1)) == pytest.approx(expected)
+
+
+def test_a_data_set_by_name_takes_its_validation_or_test_split(
+    nli_model: str, jsonl_file: Callable[..., str], nli_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """A folder goes the way of a Hub id: datasets.load_dataset."""
+    folder = tmp_path / "nli"
+    folder.mkdir()
+    for name, rows in (
+        ("validation_matched", nli_rows[:6]),
+        ("validation_mismatched", nli_rows[:4]),
+        ("test_matched", nli_rows),
+    ):
+        Path(jsonl_file("part.jsonl", rows)).rename(folder / f"{name}.jsonl")
+    Path(jsonl_file("part.jsonl", [{**row, "label": -1} for row in nli_rows[:3]])).rename(
+        folder / "test_mismatched.jsonl"
+    )
+    splits = ("validation_matched", "validation_mismatched", "test_matched", "test_mismatched")
+    files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in splits)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: mnli\n  data_files:\n{files}---\n")
+    given = ["--model_name_or_path", nli_model, "--task_name", "mnli", "--dataset_name", str(folder), "--no_plot"]
+    common = [
+        *given,
+        "--cache_dir",
+        str(tmp_path / "cache"),
+        "--attention",
+        "full",
+        "--device",
+        "cpu",
+        "--disable_tqdm",
+    ]
+    assert main([*common, "--output_dir", str(tmp_path / "validation")]) == 0
+    metrics = read(tmp_path / "validation" / "full" / "eval_results.json")
+    assert (metrics["eval_samples"], metrics["eval_samples_mm"]) == (6, 4)
+    assert main([*common, "--output_dir", str(tmp_path / "test"), "--do_predict"]) == 0
+    lines = (tmp_path / "test" / "full" / "predict_results_mnli-mm.txt").read_text().splitlines()
+    assert len(lines) == 4

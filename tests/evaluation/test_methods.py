@@ -50,7 +50,9 @@ def test_attention_replaces_stored_settings_whole() -> None:
 
 
 def test_flags_apply_to_the_methods_that_have_the_field() -> None:
-    options = parse("--attention", "full", "clustered", "improved-clustered", "--topk", "8", "--clusters", "3", "--seed", "5")
+    options = parse(
+        "--attention", "full", "clustered", "improved-clustered", "--topk", "8", "--clusters", "3", "--seed", "5"
+    )
     full, clustered, improved = choose_methods(options, None)
     assert full.config is None
     assert clustered.config == ClusterConfig(method="clustered", clusters=3, seed=5)
@@ -117,7 +119,13 @@ def test_a_file_that_is_no_cluster_config_is_named(content: str, tmp_path: Path)
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--attention", "magic"), ("--layers", "[1]"), ("--layers", "{"), ("--per_device_eval_batch_size", "0"), ("--clu", "3")],
+    [
+        ("--attention", "magic"),
+        ("--layers", "[1]"),
+        ("--layers", "{"),
+        ("--per_device_eval_batch_size", "0"),
+        ("--clu", "3"),
+    ],
 )
 def test_flags_that_the_parser_refuses(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):

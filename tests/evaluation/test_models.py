@@ -150,9 +150,7 @@ def test_an_adapter_of_another_task_or_model_is_refused(
         load_model(checkpoint, AutoModelForQuestionAnswering)
 
 
-def test_an_adapter_without_peft(
-    qa_adapter: tuple[str, str, torch.nn.Module], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_without_peft(qa_adapter: tuple[str, str, torch.nn.Module], monkeypatch: pytest.MonkeyPatch) -> None:
     checkpoint = find_checkpoint(parse(qa_adapter[0]), "QUESTION_ANS")
     monkeypatch.setitem(__import__("sys").modules, "peft", None)
     with pytest.raises(MissingPackageError, match="peft is not installed: pip install peft"):

@@ -20,7 +20,9 @@ from bert_cluster.evaluation.runner import MethodRun
 
 def method_result(name: str, **changes: Any) -> MethodResult:
     config = None if name == "full" else ClusterConfig(method=name)
-    run = MethodRun([], [2.0], tokens=3000, peak_memory_bytes=300 * 2**20, backend="sdpa" if config is None else "cpu-avx512")
+    run = MethodRun(
+        [], [2.0], tokens=3000, peak_memory_bytes=300 * 2**20, backend="sdpa" if config is None else "cpu-avx512"
+    )
     result = MethodResult(Method(name, config, "defaults"), run, {"accuracy": 0.8}, None, None, 0)
     return dataclasses.replace(result, **changes)
 
@@ -99,7 +101,9 @@ def test_without_labels_there_are_no_scores() -> None:
 
 
 def test_results_become_json_and_undefined_numbers_null(results: Results) -> None:
-    broken = method_result("clustered", scores={"accuracy": math.nan}, differences={"accuracy": Difference(math.nan, None, None)})
+    broken = method_result(
+        "clustered", scores={"accuracy": math.nan}, differences={"accuracy": Difference(math.nan, None, None)}
+    )
     content = make_results(*results.methods, broken).to_dict()
     parsed = json.loads(json.dumps(content, allow_nan=False))
     assert (parsed["schema"], parsed["schema_version"]) == ("bert_cluster.evaluation", 1)

@@ -136,7 +136,9 @@ def test_out_of_memory_says_what_to_lower(message: str, job: Job, model: PreTrai
         run_method(FULL, model, job, Store(tmp_path), ALONE, progress=False)
 
 
-def test_an_error_of_the_model_is_not_hidden_and_the_patch_is_taken_off(job: Job, model: PreTrainedModel, tmp_path: Path) -> None:
+def test_an_error_of_the_model_is_not_hidden_and_the_patch_is_taken_off(
+    job: Job, model: PreTrainedModel, tmp_path: Path
+) -> None:
     def fail(**_: Any) -> None:
         raise RuntimeError("shape mismatch")
 
@@ -180,8 +182,15 @@ def test_two_processes_split_whole_batches(
             processes = Processes(index, 2, torch.device("cpu"))
             with runner._progress(FULL, job, [False] * len(job.plan.chunks), enabled=False) as bar:
                 rows, seconds = runner._run_chunk(FULL, model, job, chunk, processes, bar)
-            measures = {"part": 0, "seconds": seconds, "tokens": sum(batch.tokens for batch in chunk), "calls": {"x": 1}}
-            gathered.append((rows, {**measures, "peak_memory_bytes": index, "backend": "b", "preparation_seconds": 0.0}))
+            measures = {
+                "part": 0,
+                "seconds": seconds,
+                "tokens": sum(batch.tokens for batch in chunk),
+                "calls": {"x": 1},
+            }
+            gathered.append(
+                (rows, {**measures, "peak_memory_bytes": index, "backend": "b", "preparation_seconds": 0.0})
+            )
         runner._store_chunk(store, "full", number, gathered)
     together = runner._collect(FULL, job, store)
     for one, other in zip(alone.outputs[0]["end_logits"], together.outputs[0]["end_logits"], strict=True):

@@ -37,7 +37,13 @@ def read(path: Path) -> Any:
 def test_run_qas_flags_and_defaults() -> None:
     options = vars(new_parser().parse_args(["--model_name_or_path", "m", "--output_dir", "o"]))
     expected = {
-        **{"max_seq_length": 384, "doc_stride": 128, "n_best_size": 20, "max_answer_length": 30, "model_revision": "main"},
+        **{
+            "max_seq_length": 384,
+            "doc_stride": 128,
+            "n_best_size": 20,
+            "max_answer_length": 30,
+            "model_revision": "main",
+        },
         **{"version_2_with_negative": False, "null_score_diff_threshold": 0.0, "per_device_eval_batch_size": 8},
         **{"max_eval_samples": None, "dataset_name": None, "dataset_config_name": None, "validation_file": None},
         **{"tokenizer_name": None, "config_name": None, "cache_dir": None, "token": None},
@@ -147,7 +153,9 @@ def test_without_labels_predictions_agreement_and_time_but_no_score(
 def test_max_eval_samples_cuts_questions_not_windows(
     qa_model: str, squad_file: Callable[..., str], tmp_path: Path
 ) -> None:
-    assert main(flags(qa_model, squad_file(12), tmp_path / "out", "--attention", "full", "--max_eval_samples", "4")) == 0
+    assert (
+        main(flags(qa_model, squad_file(12), tmp_path / "out", "--attention", "full", "--max_eval_samples", "4")) == 0
+    )
     content = read(tmp_path / "out" / "all_results.json")
     assert (content["data"]["examples"], content["batches"]["inputs"] > 4) == (4, True)
     assert len(read(tmp_path / "out" / "full" / "eval_predictions.json")) == 4
@@ -207,7 +215,12 @@ def test_choosing_answers_differently_needs_no_new_run(
     ],
 )
 def test_contradictions_in_one_sentence(
-    more: list[str], message: str, qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    more: list[str],
+    message: str,
+    qa_model: str,
+    squad_file: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(flags(qa_model, squad_file(2), tmp_path / "out", *more)) == 2
     error = capsys.readouterr().err
@@ -326,7 +339,9 @@ def test_two_processes_give_the_scores_of_one(qa_model: str, squad_file: Callabl
         assert one["methods"][method]["scores"] == two["methods"][method]["scores"]
         predictions = [read(tmp_path / name / method / "eval_predictions.json") for name in ("one", "two")]
         assert predictions[0] == predictions[1]
-    logits = [np.load(tmp_path / name / "chunks" / "full" / "00000.npz")["start_logits.values"] for name in ("one", "two")]
+    logits = [
+        np.load(tmp_path / name / "chunks" / "full" / "00000.npz")["start_logits.values"] for name in ("one", "two")
+    ]
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
 
 
