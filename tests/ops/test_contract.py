@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from everything import random_batch, run_backward, run_forward
 from operator_cases import DTYPES, Case, Inputs
 from tolerance import assert_close, assert_same_bits
 from torch import Tensor
@@ -188,3 +189,24 @@ def test_inputs_are_not_written() -> None:
         for one, other in zip(arguments, before, strict=True):
             if isinstance(one, Tensor):
                 assert_same_bits(name, one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_autocast_changes_nothing(dtype: torch.dtype) -> None:
+    """The inputs' dtype decides what is computed in; autocast must not lower the products inside."""
+    batch = random_batch(dtype, N=31, H=4, H_kv=2, D=19, exact_below=12)
+    expected = run_forward(batch.inputs) | run_backward(batch.inputs, batch.grad)
+    with torch.autocast("cpu", torch.bfloat16):
+        results = run_forward(batch.inputs) | run_backward(batch.inputs, batch.grad)
+    for name, result in results.items():
+        assert_same_bits(name, result, expected[name])
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_meta_tensors_have_shapes(name: str) -> None:
+    arguments = operator_arguments(requires_grad=False)[name]
+    operator = getattr(torch.ops.cuda_ops, name)
+    meta = as_tuple(operator(*(x.to("meta") if isinstance(x, Tensor) else x for x in arguments)))
+    for one, other in zip(as_tuple(operator(*arguments)), meta, strict=True):
+        assert other.is_meta
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
