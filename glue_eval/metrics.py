@@ -9,7 +9,6 @@ from typing import Any
 
 import datasets
 import evaluate
-import numpy as np
 
 from glue_eval.scores import METRICS, task_scores
 from glue_eval.tasks import TASKS, get_task
@@ -27,7 +26,6 @@ def _information(description: str, value_type: str) -> evaluate.MetricInfo:
         citation=CITATION,
         inputs_description="predictions and references: one label (an integer) or score (a float) a row.",
         features=datasets.Features({"predictions": value, "references": value}),
-        format="numpy",
     )
 
 
@@ -51,7 +49,7 @@ class Glue(evaluate.Metric):
             f"Metrics of {task.title}: {', '.join(task.metrics)}", "float64" if task.is_regression else "int64"
         )
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
         return task_scores(TASKS[self.config_name], predictions, references)
 
 
@@ -64,7 +62,7 @@ class _Single(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return _information(METRICS[self.metric].__doc__ or "", self.value_type)
 
-    def _compute(self, predictions: np.ndarray, references: np.ndarray) -> dict[str, float]:
+    def _compute(self, predictions: list[float], references: list[float]) -> dict[str, float]:
         return {self.metric: METRICS[self.metric](predictions, references)}
 
 

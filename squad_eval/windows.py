@@ -75,7 +75,9 @@ def make_windows(
         questions = [example.question.lstrip() for example in chunk]
         stride = 0 if max_windows == 1 else doc_stride
         _check_room(chunk, questions, tokenizer, max_seq_length, stride)
-        kept = _tokenise(chunk, questions, tokenizer, max_seq_length, stride, max_windows)
+        # the tokenizer refuses a larger stride even where nothing is cut; where something is, it was checked
+        possible = min(stride, max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - 1)
+        kept = _tokenise(chunk, questions, tokenizer, max_seq_length, possible, max_windows)
         windows += [_window(first, tokenizer, *one) for one in kept]
     return windows
 

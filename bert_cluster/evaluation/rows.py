@@ -181,13 +181,11 @@ def _read_json(path: Path) -> list[Row]:
 
 
 def _read_csv(path: Path) -> list[Row]:
+    reader = csv.reader(_lines_with_ends(read_text(path)), strict=True)
     limit = csv.field_size_limit(LONGEST_CELL)
+    line = 1
     try:
-        text = read_text(path)
-        reader = csv.reader(_lines_with_ends(text), strict=True)
-        header = next(reader, None)
-        if header is None:
-            return []
+        header = next(reader)
         rows, line = [], reader.line_num + 1
         for cells in reader:
             if cells:
@@ -200,7 +198,7 @@ def _read_csv(path: Path) -> list[Row]:
             line = reader.line_num + 1
         return rows
     except csv.Error as error:
-        raise DataError(f"{path}, line {reader.line_num}: this is not csv: {error}.") from None
+        raise DataError(f"{path}, line {line}: this is not csv: {error}.") from None
     finally:
         csv.field_size_limit(limit)
 
