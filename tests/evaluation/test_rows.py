@@ -2,13 +2,14 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bert_cluster.evaluation.rows import DataError, MissingFileError, read_rows, read_tsv
 
 
-def values(path: Path) -> list[dict]:
+def values(path: Path) -> list[dict[str, Any]]:
     return [row.values for row in read_rows(path).rows]
 
 

@@ -1,12 +1,15 @@
 """The `evaluate.Metric` classes: they are what evaluate expects, need no network, and compute what `scores` computes."""
 
+from pathlib import Path
+from typing import Any
+
 import evaluate
 import numpy as np
 import pytest
 
 from glue_eval.metrics import F1, Accuracy, Glue, Matthews, Pearson, Spearman
 from glue_eval.scores import METRICS, task_scores
-from glue_eval.tasks import TASKS, UnknownTaskError
+from glue_eval.tasks import TASKS, Task, UnknownTaskError
 
 
 def sides(regression: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -17,7 +20,7 @@ def sides(regression: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_glue_computes_the_scores_of_its_task(task) -> None:
+def test_glue_computes_the_scores_of_its_task(task: Task) -> None:
     predictions, references = sides(task.is_regression)
     metric = Glue(task.name, keep_in_memory=True)
     assert isinstance(metric, evaluate.Metric)
@@ -27,13 +30,13 @@ def test_glue_computes_the_scores_of_its_task(task) -> None:
 @pytest.mark.parametrize(
     ("kind", "regression"), [(Accuracy, False), (F1, False), (Matthews, False), (Pearson, True), (Spearman, True)]
 )
-def test_single_metrics_have_one_value(kind, regression: bool) -> None:
+def test_single_metrics_have_one_value(kind: Any, regression: bool) -> None:
     predictions, references = sides(regression)
     expected = {kind.metric: METRICS[kind.metric](predictions, references)}
     assert kind(keep_in_memory=True).compute(predictions=predictions, references=references) == expected
 
 
-def test_batches_add_up(tmp_path) -> None:
+def test_batches_add_up(tmp_path: Path) -> None:
     predictions, references = sides(False)
     metric = Glue("mrpc", cache_dir=str(tmp_path))
     for part in (slice(0, 15), slice(15, 40)):

@@ -1,6 +1,7 @@
 """The metrics of GLUE against scikit-learn and SciPy, and cases computed by hand."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_matthews_does_not_overflow_on_many_rows() -> None:
 
 
 @pytest.mark.parametrize("metric", [pearson, spearmanr])
-def test_a_constant_or_bad_side_has_no_correlation(metric) -> None:
+def test_a_constant_or_bad_side_has_no_correlation(metric: Callable[..., float]) -> None:
     assert math.isnan(metric([2.0, 2.0, 2.0], [1.0, 2.0, 3.0]))
     assert math.isnan(metric([1.0], [2.0]))
     assert math.isnan(metric([1.0, math.nan, 2.0], [1.0, 2.0, 3.0]))
@@ -93,7 +94,7 @@ def test_correlation_of_scores_far_from_zero_keeps_its_digits() -> None:
 
 
 @pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
-def test_sides_of_different_length_are_an_error(metric) -> None:
+def test_sides_of_different_length_are_an_error(metric: Callable[..., float]) -> None:
     with pytest.raises(ValueError, match=r"of one length, got shapes \(2,\) and \(3,\)"):
         metric([1, 0], [1, 0, 1])
 

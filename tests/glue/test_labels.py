@@ -17,7 +17,7 @@ MNLI, QNLI, STSB = TASKS["mnli"], TASKS["qnli"], TASKS["stsb"]
         ({2: "neutral", 0: "contradiction", 1: "entailment"}, (2, 0, 1)),
     ],
 )
-def test_names_decide_whatever_their_order_and_case(names: dict, outputs: tuple[int, ...]) -> None:
+def test_names_decide_whatever_their_order_and_case(names: dict[int, str], outputs: tuple[int, ...]) -> None:
     mapped = map_labels(names, MNLI)
     assert (mapped.outputs, mapped.how) == (outputs, "names")
 

@@ -3,7 +3,7 @@
 import pytest
 
 from glue_eval.scores import METRICS
-from glue_eval.tasks import TASKS, UnknownTaskError, get_task, split_of_file
+from glue_eval.tasks import TASKS, Task, UnknownTaskError, get_task, split_of_file
 
 
 def test_the_nine_tasks_and_the_diagnostic_are_there() -> None:
@@ -11,7 +11,7 @@ def test_the_nine_tasks_and_the_diagnostic_are_there() -> None:
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
-def test_every_task_is_complete(task) -> None:
+def test_every_task_is_complete(task: Task) -> None:
     assert len(task.columns) in (1, 2)
     assert all(len(layout.columns) == len(task.columns) for layout in task.layouts)
     assert set(task.metrics) <= set(METRICS)

@@ -64,9 +64,10 @@ def version_2(questions: list[tuple[str, list[str], float]], threshold: float) -
     for scores, (_, answers, odds) in zip(raw, questions, strict=True):
         final.append((float(not answers),) * 2 if odds > threshold else scores)
     result: dict[str, float] = {}
-    groups = {"": range(len(questions))}
-    groups["HasAns_"] = [i for i in groups[""] if questions[i][1]]
-    groups["NoAns_"] = [i for i in groups[""] if not questions[i][1]]
+    everyone = list(range(len(questions)))
+    groups = {"": everyone}
+    groups["HasAns_"] = [i for i in everyone if questions[i][1]]
+    groups["NoAns_"] = [i for i in everyone if not questions[i][1]]
     for prefix, members in groups.items():
         if len(members):
             result[f"{prefix}exact"] = 100 * sum(final[i][0] for i in members) / len(members)

@@ -1,5 +1,8 @@
 """The `evaluate.Metric` classes take what `evaluate.load("squad")` and `("squad_v2")` take, and compute what `scores` computes."""
 
+from pathlib import Path
+from typing import Any
+
 import evaluate
 import pytest
 
@@ -11,7 +14,7 @@ EXAMPLES = [Example("a", "", "", ("the cat", "dog")), Example("b", "", "", ("197
 TEXTS = {"a": "black cat", "b": "1976", "c": ""}
 
 
-def references(examples: list[Example]) -> list[dict]:
+def references(examples: list[Example]) -> list[dict[str, Any]]:
     return [{"id": e.id, "answers": {"text": list(e.answers), "answer_start": [0] * len(e.answers)}} for e in examples]
 
 
@@ -24,7 +27,7 @@ def test_version_1() -> None:
     assert result == {"exact_match": pytest.approx(100 / 3), "f1": pytest.approx(100 * (2 / 3 + 1) / 3)}
 
 
-def test_version_2(tmp_path) -> None:
+def test_version_2(tmp_path: Path) -> None:
     examples = [*EXAMPLES, Example("d", "", "")]
     texts, odds = {**TEXTS, "d": ""}, {"a": 0.1, "b": 0.3, "c": 0.9, "d": 0.7}
     predictions = [{"id": n, "prediction_text": t, "no_answer_probability": odds[n]} for n, t in texts.items()]

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 
 from squad_eval.data import Example
-from squad_eval.windows import WindowError, make_windows
+from squad_eval.windows import Window, WindowError, make_windows
 
 SIZES = [(48, 0, None), (48, 12, None), (48, 12, 2), (512, 128, None)]
 
 
-def span_text(window: Any, examples: list[Example], first: int, last: int) -> str:
+def span_text(window: Window, examples: list[Example], first: int, last: int) -> str:
     return examples[window.example].context[window.offsets[first, 0] : window.offsets[last, 1]]
 
 
@@ -30,7 +30,9 @@ def test_windows_that_can_be_written_down(words: Any) -> None:
 
 
 @pytest.mark.parametrize(("size", "stride", "most"), SIZES)
-def test_windows_are_those_of_the_tokenizer(size: int, stride: int, most: int | None, tokenizer: Any, examples) -> None:
+def test_windows_are_those_of_the_tokenizer(
+    size: int, stride: int, most: int | None, tokenizer: Any, examples: list[Example]
+) -> None:
     """Question, context and special tokens as one call of the tokenizer for one question gives them."""
     windows = make_windows(examples, tokenizer, max_seq_length=size, doc_stride=stride, max_windows=most)
     left = tokenizer.padding_side == "left"
@@ -72,7 +74,7 @@ def test_every_token_of_a_context_is_in_a_window_with_its_characters(
         assert set(found) == set(expected)
 
 
-def test_offsets_point_into_the_context_whatever_the_characters(tokenizer: Any, examples) -> None:
+def test_offsets_point_into_the_context_whatever_the_characters(tokenizer: Any, examples: list[Example]) -> None:
     """A token's characters, tokenised alone, start with that token again."""
     for window in make_windows(examples[:2], tokenizer, max_seq_length=512):
         for place in np.flatnonzero(window.offsets[:, 0] >= 0)[:60]:
@@ -88,7 +90,7 @@ def test_neighbouring_windows_share_the_stride(words: Any) -> None:
         assert before.offsets[-7].tolist() == after.offsets[1].tolist()
 
 
-def test_the_cls_token_stands_for_no_answer(tokenizer: Any, examples) -> None:
+def test_the_cls_token_stands_for_no_answer(tokenizer: Any, examples: list[Example]) -> None:
     for window in make_windows(examples, tokenizer, max_seq_length=64, doc_stride=8):
         cls = tokenizer.cls_token_id
         assert window.inputs["input_ids"][window.null_position] == cls if cls is not None else window.null_position == 0
@@ -130,7 +132,7 @@ def test_blanks_before_the_question_are_cut(tokenizer: Any) -> None:
     assert plain.inputs == blank.inputs
 
 
-def test_an_empty_context_has_a_window_without_places_for_an_answer(tokenizer: Any, examples) -> None:
+def test_an_empty_context_has_a_window_without_places_for_an_answer(tokenizer: Any, examples: list[Example]) -> None:
     (window,) = make_windows(examples[-1:], tokenizer)
     assert (window.offsets == -1).all()
 
@@ -168,7 +170,7 @@ def test_the_smallest_window_moves_on(words: Any) -> None:
     assert len(windows) == 3
 
 
-def test_a_slow_tokenizer_is_refused(examples) -> None:
+def test_a_slow_tokenizer_is_refused(examples: list[Example]) -> None:
     class Slow:
         is_fast = False
 
@@ -176,6 +178,6 @@ def test_a_slow_tokenizer_is_refused(examples) -> None:
         make_windows(examples, Slow())
 
 
-def test_no_window_is_no_choice(words: Any, examples) -> None:
+def test_no_window_is_no_choice(words: Any, examples: list[Example]) -> None:
     with pytest.raises(WindowError, match="max_windows must be at least 1, or None for all windows, got 0"):
         make_windows(examples, words, max_windows=0)
