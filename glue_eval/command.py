@@ -72,7 +72,8 @@ def evaluate(options: argparse.Namespace) -> None:
     def load() -> Any:
         from transformers import AutoModelForSequenceClassification
 
-        kwargs: dict[str, Any] = {"dtype": options.dtype, "device": processes.device, "id2label": names}
+        outputs = {number: task.labels[label] for number, label in enumerate(labels.outputs)} or {0: "score"}
+        kwargs: dict[str, Any] = {"dtype": options.dtype, "device": processes.device, "id2label": outputs}
         return load_model(checkpoint, AutoModelForSequenceClassification, **kwargs)
 
     comparison = compare(options, question, checkpoint, methods, processes, load)
@@ -114,7 +115,7 @@ def load_data(options: argparse.Namespace, task: Task, processes: Processes) -> 
 
 def output_names(checkpoint: Checkpoint, task: Task) -> dict[int, str]:
     """Names of the checkpoint's outputs. An adapter's configuration does not carry them: they are its base's where that
-    has names of its own for as many outputs as the adapter's head, else the task's.
+    has names of its own for as many outputs as the adapter's head, else unknown (LABEL_0, ...).
 
     Raises:
         CheckpointError: the adapter's head has another number of outputs than the task.
@@ -132,7 +133,7 @@ def output_names(checkpoint: Checkpoint, task: Task) -> dict[int, str]:
             f"{checkpoint.name}: its head has {outputs} outputs, {task.title} needs {len(expected)} "
             f"({', '.join(expected)}). It was trained for another task: check --task_name."
         )
-    return dict(enumerate(expected))
+    return {number: f"LABEL_{number}" for number in range(outputs)}
 
 
 def tokenise(data: GlueData, tokenizer: Any, max_seq_length: int) -> list[dict[str, list[int]]]:

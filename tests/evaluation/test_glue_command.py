@@ -268,3 +268,25 @@ def test_a_data_set_by_name_takes_its_validation_or_test_split(
     assert main([*common, "--output_dir", str(tmp_path / "test"), "--do_predict"]) == 0
     lines = (tmp_path / "test" / "full" / "predict_results_mnli-mm.txt").read_text().splitlines()
     assert len(lines) == 4
+
+
+def test_an_adapters_outputs_are_the_tasks_labels_in_order(
+    save_model: Callable[..., str], mrpc_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peft = pytest.importorskip("peft")
+    base = save_model("encoder")
+    model = BertForSequenceClassification.from_pretrained(base, num_labels=2)
+    lora = peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"], task_type="SEQ_CLS")
+    peft.get_peft_model(model, lora).save_pretrained(tmp_path / "adapter")
+    adapter = str(tmp_path / "adapter")
+    assert main(flags(adapter, "mrpc", mrpc_file(), tmp_path / "out", "--attention", "full")) == 0
+    content = read(tmp_path / "out" / "all_results.json")
+    assert content["model"]["base"] == base
+    assert content["task"]["label_map"] == {"how": "order", "outputs": [0, 1]}
+    assert any("order was assumed" in note for note in content["notes"])
+    assert main(flags(adapter, "mnli", mrpc_file(), tmp_path / "wrong", "--attention", "full")) == 2
+    rows = [{"premise": "a cat", "hypothesis": "a dog", "label": "neutral"}]
+    (tmp_path / "dev.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    capsys.readouterr()
+    assert main(flags(adapter, "mnli", str(tmp_path / "dev.jsonl"), tmp_path / "wrong", "--attention", "full")) == 2
+    assert "its head has 2 outputs, MNLI needs 3" in capsys.readouterr().err
