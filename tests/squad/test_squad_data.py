@@ -60,7 +60,7 @@ def test_the_first_questions(tmp_path: Path) -> None:
 def test_a_file_without_answers_has_no_labels(tmp_path: Path) -> None:
     for questions in ([question("1"), question("2")], [question("1", answers=[]), question("2", answers=[])]):
         data = load_file(write(tmp_path / "test.json", official(*questions)))
-        assert (data.labelled, data.has_unanswerable) == (False, False)
+        assert (data.labelled, data.has_unanswerable, data.head(1).has_unanswerable) == (False, False, False)
         data.require_version(False)
 
 
