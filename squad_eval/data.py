@@ -74,7 +74,7 @@ class SquadData:
 
 @dataclass(frozen=True)
 class _Question:
-    """An example with its place; answers None: there is no such key; impossible None: nothing is said about it."""
+    """An example with its place, whether anything is said about its answers, and what is said about is_impossible."""
 
     place: str
     example: Example
