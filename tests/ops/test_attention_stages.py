@@ -77,7 +77,7 @@ def test_a_list_of_top_keys_need_not_be_the_best() -> None:
 
 def exact_arguments(dtype: torch.dtype, N: int, D: int, C: int, K: int) -> tuple[Tensor, ...]:
     q, k, v = torch.randn(6, 4, N, D).to(dtype), torch.randn(6, 2, N, D).to(dtype), torch.randn(6, 2, N, D).to(dtype)
-    scores, _, mask, top = centroid_arguments(dtype, N, D, C, K)
+    _, _, mask, top = centroid_arguments(dtype, N, D, C, K)
     assignment = torch.randint(0, C, (6, 4, N), dtype=torch.int32).masked_fill(~mask[:, None], -1)
     top_mass = torch.rand(6, 4, C, dtype=accumulation(dtype))
     # One cluster without keys, one with fewer than the others.

@@ -168,7 +168,9 @@ def test_compile_gradients(operator: str) -> None:
             assert_close("gradient", other, one.double())
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # inductor's own imports
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"
+)  # inductor's own imports
 def test_compile_with_inductor() -> None:
     """Inductor checks the strides of what an operator returns against its fake kernel's."""
     torch._dynamo.reset()

@@ -17,6 +17,7 @@ def run_in_process(instruction_set: str, *command: str) -> subprocess.CompletedP
     environment = os.environ | {"CUDA_OPS_INSTRUCTION_SET": instruction_set}
     return subprocess.run(
         [sys.executable, *command],
+        check=False,
         cwd=FOLDER.parent.parent,
         env=environment,
         capture_output=True,

@@ -30,8 +30,8 @@ def run(sequence: Sequence) -> dict[str, Tensor]:
 
 
 def compare(got: dict[str, Tensor], expected: dict[str, Tensor], where: str) -> None:
-    for name in expected:
-        assert_same_bits(f"{name}, {where}", got[name], expected[name])
+    for name, result in expected.items():
+        assert_same_bits(f"{name}, {where}", got[name], result)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
