@@ -1,0 +1,82 @@
+#include "dispatch.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include <new>
+
+#include "tensors.h"
+
+#define CUDA_OPS_EXPORT extern "C" __attribute__((visibility("default")))
+
+namespace cuda_ops {
+
+namespace {
+
+using Choose = const Kernels* (*)(Dtype);
+
+struct InstructionSet {
+  const char* name;
+  Choose choose;
+  bool available;
+};
+
+const InstructionSet* instruction_sets() {
+#ifdef CUDA_OPS_X86
+  static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") &&
+                           __builtin_cpu_supports("f16c");
+  static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vpopcntdq");
+  static const InstructionSet sets[] = {{"avx512", avx512_kernels, avx512}, {"avx2", avx2_kernels, avx2}, {"portable", portable_kernels, true}, {nullptr, nullptr, false}};
+#else
+  static const InstructionSet sets[] = {{"portable", portable_kernels, true}, {nullptr, nullptr, false}};
+#endif
+  return sets;
+}
+
+// The set that CUDA_OPS_INSTRUCTION_SET names, if the processor has it, else the best; _library.py compares and explains.
+const InstructionSet& active() {
+  static const InstructionSet& chosen = []() -> const InstructionSet& {
+    const char* wanted = getenv("CUDA_OPS_INSTRUCTION_SET");
+    const InstructionSet* best = nullptr;
+    for (const InstructionSet* set = instruction_sets(); set->name; ++set) {
+      if (!set->available) continue;
+      if (wanted && !strcmp(wanted, set->name)) return *set;
+      if (!best) best = set;
+    }
+    return *best;
+  }();
+  return chosen;
+}
+
+}  // namespace
+
+const Kernels& kernels(Dtype accumulation) { return *active().choose(accumulation); }
+
+void out_of_memory(size_t) { throw std::bad_alloc(); }
+
+void free_scratch(Scratch& scratch) {
+  while (scratch.first) {
+    ScratchBlock* next = scratch.first->next;
+    free(scratch.first);
+    scratch.first = next;
+  }
+  scratch.current = nullptr;
+}
+
+void restart_scratch(Scratch& scratch) {
+  for (ScratchBlock* block = scratch.first; block; block = block->next) block->used = 0;
+  scratch.current = scratch.first;
+}
+
+}  // namespace cuda_ops
+
+CUDA_OPS_EXPORT const char* cuda_ops_instruction_sets() {
+#ifdef CUDA_OPS_X86
+  return "portable,avx2,avx512";
+#else
+  return "portable";
+#endif
+}
+
+CUDA_OPS_EXPORT const char* cuda_ops_active_instruction_set() { return cuda_ops::active().name; }

@@ -1,0 +1,9 @@
+// Chooses the instruction set once, at the first call: the best that the processor has, or the one that CUDA_OPS_INSTRUCTION_SET names.
+#pragma once
+#include "kernels/interface.h"
+
+namespace cuda_ops {
+
+const Kernels& kernels(Dtype accumulation);
+
+}  // namespace cuda_ops

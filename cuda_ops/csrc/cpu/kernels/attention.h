@@ -1,0 +1,85 @@
+// Attention of centroids over all keys, and exact attention of a cluster's queries over a list of keys.
+#pragma once
+#include <math.h>
+
+#include "groups.h"
+#include "top_keys.h"
+
+namespace {
+
+inline float logarithm(float x) { return logf(x); }
+inline double logarithm(double x) { return log(x); }
+
+// One centroid. In: its n scores, padded to whole vectors. Out, in place: the numerators with 0 on the top keys; the mass of the top keys, ln of the sum of all,
+// and the sum itself (the divisor of what the numerators weigh).
+template <class A>
+inline A centroid_numerators(A* scores, int64_t n, const int32_t* top, int64_t K, A* top_mass, A* log_mass) {
+  A largest, inside = A(0);
+  const A total = softmax_numerators(scores, n, &largest);
+  for (int64_t j = 0; j < K; ++j) {
+    inside += scores[top[j]];
+    scores[top[j]] = A(0);
+  }
+  *top_mass = inside / total;
+  *log_mass = largest + logarithm(total);
+  return total;
+}
+
+template <class A>
+inline void divide_row(A* row, A divisor, int64_t D) {
+  for (int64_t d = 0; d < D; ++d) row[d] /= divisor;
+}
+
+// The keys and values that a list of queries attends to exactly.
+template <class A>
+struct KeyTile {
+  const A* panels;  // of the keys
+  Rows<A> values;
+  int64_t count;
+};
+
+// Queries at a time: enough to use a panel from cache, few enough for their scores to stay there.
+constexpr int64_t QUERY_BLOCK = 2 * PRODUCT_ROWS;
+
+// scores[r][j] = queries[r] . key_j for `count` queries, rows of `stride`.
+template <class A>
+inline void tile_scores(const A* queries, int64_t count, const A* panels, int64_t keys, int64_t D, A* scores, int64_t stride) {
+  for (int64_t j = 0; j < keys; j += PANEL<A>) product(queries, D, count, panels + j * D, D, scores + j, stride);
+}
+
+// For each query, in blocks: visit(i, attended row before scaling, sum of numerators, largest score).
+template <class A, class Visit>
+inline void attend(const Rows<A>& q, const int32_t* queries, int64_t count, A scale, const KeyTile<A>& keys, int64_t D, Scratch& scratch, const Visit& visit) {
+  const ScratchMark before = mark(scratch);
+  const int64_t stride = panel_count<A>(keys.count) * PANEL<A>;
+  A* scaled = take<A>(scratch, QUERY_BLOCK * D);
+  A* scores = take<A>(scratch, QUERY_BLOCK * stride);
+  A* attended = take<A>(scratch, QUERY_BLOCK * D);
+  A total[QUERY_BLOCK], largest[QUERY_BLOCK];
+  for (int64_t first = 0; first < count; first += QUERY_BLOCK) {
+    const int64_t here = count - first < QUERY_BLOCK ? count - first : QUERY_BLOCK;
+    for (int64_t r = 0; r < here; ++r) scale_row(q[queries[first + r]], scale, D, scaled + r * D);
+    tile_scores(scaled, here, keys.panels, keys.count, D, scores, stride);
+    for (int64_t r = 0; r < here; ++r) total[r] = softmax_numerators(scores + r * stride, keys.count, largest + r);
+    weighted_sum(scores, stride, 1, here, keys.values, keys.count, D, false, attended, D);
+    for (int64_t r = 0; r < here; ++r) visit(queries[first + r], attended + r * D, total[r], largest[r]);
+  }
+  release(scratch, before);
+}
+
+// The listed rows of `rows`, as rows.
+template <class A>
+inline Rows<A> listed_rows(const Rows<A>& rows, const int32_t* list, int64_t count, Scratch& scratch) {
+  if (!rows.position) return {rows.base, rows.stride, list};
+  int32_t* position = take<int32_t>(scratch, count);
+  for (int64_t i = 0; i < count; ++i) position[i] = rows.position[list[i]];
+  return {rows.base, rows.stride, position};
+}
+
+template <class A>
+inline KeyTile<A> key_tile(const Rows<A>& k, const Rows<A>& v, const int32_t* list, int64_t count, int64_t D, Scratch& scratch) {
+  const Rows<A> keys = listed_rows(k, list, count, scratch);
+  return {pack_panels(keys, count, D, scratch), listed_rows(v, list, count, scratch), count};
+}
+
+}  // namespace

@@ -1,0 +1,88 @@
+// Exponential and reductions. A reduction's order depends only on the number of elements and the vector width.
+#pragma once
+#include "vector.h"
+
+namespace {
+
+template <class A>
+struct Exponential;
+template <>
+struct Exponential<float> {
+  static constexpr int degree = 7, mantissa_bits = 23, exponent_bias = 127;
+  static constexpr float lowest = -104.0f, highest = 88.8f, log2_e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f, rounder = 12582912.0f;
+};
+template <>
+struct Exponential<double> {
+  static constexpr int degree = 13, mantissa_bits = 52, exponent_bias = 1023;
+  static constexpr double lowest = -746.0, highest = 709.8, log2_e = 1.4426950408889634, ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6,
+                          rounder = 6755399441055744.0;
+};
+
+// e^x: x = m ln 2 + r with |r| <= ln 2 / 2, the Taylor polynomial of e^r, and 2^m in two factors so that subnormal results round once.
+// Within 2 ulp; e^-inf = 0; NaN stays NaN; above the largest finite result it saturates.
+template <class A>
+CUDA_OPS_INLINE vec<A> exponential(vec<A> x) {
+  using E = Exponential<A>;
+  using integers = typename Vec<A>::integers;
+  x = x < set(E::lowest) ? set(E::lowest) : x;
+  x = x > set(E::highest) ? set(E::highest) : x;
+  const vec<A> shifted = fma(x, set(E::log2_e), set(E::rounder));
+  const vec<A> m = shifted - set(E::rounder);
+  const integers exponent = (integers)shifted - (integers)set(E::rounder);
+  const vec<A> r = fma(m, set(-E::ln2_low), fma(m, set(-E::ln2_high), x));
+  A coefficient = A(1);
+  A factorial[E::degree + 1];
+  for (int i = 0; i <= E::degree; ++i) {
+    factorial[i] = A(1) / coefficient;
+    coefficient *= A(i + 1);
+  }
+  vec<A> p = set(factorial[E::degree]);
+  for (int i = E::degree - 1; i >= 0; --i) p = fma(p, r, set(factorial[i]));
+  const integers first = exponent >> 1, second = exponent - first;
+  const vec<A> scale_first = (vec<A>)((first + E::exponent_bias) << E::mantissa_bits);
+  const vec<A> scale_second = (vec<A>)((second + E::exponent_bias) << E::mantissa_bits);
+  return p * scale_first * scale_second;
+}
+
+template <class A>
+inline A sum_lanes(vec<A> v) {
+  A lane[Vec<A>::lanes];
+  store(lane, v);
+  for (int width = Vec<A>::lanes / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  return lane[0];
+}
+template <class A>
+inline A largest_lane(vec<A> v) {
+  A lane[Vec<A>::lanes];
+  store(lane, v);
+  for (int i = 1; i < Vec<A>::lanes; ++i) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+  return lane[0];
+}
+
+constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+template <class A>
+constexpr A infinity() {
+  return A(__builtin_inf());
+}
+
+// Turns a row of n scores into exp(score - largest) in place and returns their sum; the row is padded with 0 to a whole number of vectors.
+template <class A>
+inline A softmax_numerators(A* row, int64_t n, A* largest) {
+  constexpr int L = Vec<A>::lanes;
+  const int64_t padded = round_up(n, L);
+  for (int64_t j = n; j < padded; ++j) row[j] = -infinity<A>();
+  vec<A> most = set(-infinity<A>());
+  for (int64_t j = 0; j < padded; j += L) most = larger(load(row + j), most);
+  *largest = largest_lane<A>(most);
+  vec<A> total = set(A(0));
+  for (int64_t j = 0; j < padded; j += L) {
+    const vec<A> e = exponential<A>(load(row + j) - set(*largest));
+    store(row + j, e);
+    total = total + e;
+  }
+  return sum_lanes<A>(total);
+}
+
+}  // namespace

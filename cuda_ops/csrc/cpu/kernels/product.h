@@ -1,0 +1,138 @@
+// The two skinny products that everything is made of.
+// Each result is one chain of multiply-adds in the order of the summed index, started from 0 or from what is there: it does not depend on how many rows or
+// columns share a register block, nor on where in a block they lie.
+#pragma once
+#include "rows.h"
+
+namespace {
+
+// A panel holds PANEL rows of D elements, transposed: element d of row t at d * PANEL + t.
+template <class A>
+constexpr int64_t PANEL = 2 * Vec<A>::lanes;
+
+template <class A>
+inline int64_t panel_count(int64_t n) {
+  return (n + PANEL<A> - 1) / PANEL<A>;
+}
+
+template <class A>
+inline void pack_panel(const Rows<A>& rows, int64_t first, int64_t count, int64_t D, A* panel) {
+  constexpr int L = Vec<A>::lanes;
+  for (int64_t half = 0; half < PANEL<A>; half += L) {
+    const int64_t here = count - half < 0 ? 0 : count - half < L ? count - half : L;
+    const A* row[L];
+    for (int64_t t = 0; t < here; ++t) row[t] = rows[first + half + t];
+    int64_t d = 0;
+    if (here == L)
+      for (; d + L <= D; d += L) {
+        vec<A> block[L];
+        for (int t = 0; t < L; ++t) block[t] = load(row[t] + d);
+        transpose<A>(block);
+        for (int t = 0; t < L; ++t) store(panel + (d + t) * PANEL<A> + half, block[t]);
+      }
+    for (; d < D; ++d) {
+      for (int64_t t = 0; t < here; ++t) panel[d * PANEL<A> + half + t] = row[t][d];
+      for (int64_t t = here; t < L; ++t) panel[d * PANEL<A> + half + t] = A(0);
+    }
+  }
+}
+
+// All n rows as consecutive panels.
+template <class A>
+inline A* pack_panels(const Rows<A>& rows, int64_t n, int64_t D, Scratch& scratch) {
+  A* panels = take<A>(scratch, panel_count<A>(n) * D * PANEL<A>);
+  for (int64_t j = 0; j < n; j += PANEL<A>) pack_panel(rows, j, n - j, D, panels + j * D);
+  return panels;
+}
+
+// out[r][t] = sum_d row_r[d] * panel[d][t] for `count` rows and the PANEL columns of one panel.
+template <class A, int R>
+inline void product_block(const A* rows, int64_t row_stride, const A* panel, int64_t D, A* out, int64_t out_stride) {
+  constexpr int L = Vec<A>::lanes;
+  vec<A> sum[R][2];
+  for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = set(A(0));
+  for (int64_t d = 0; d < D; ++d) {
+    const vec<A> low = load(panel + d * PANEL<A>), high = load(panel + d * PANEL<A> + L);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const vec<A> x = set(rows[r * row_stride + d]);
+      sum[r][0] = fma(x, low, sum[r][0]);
+      sum[r][1] = fma(x, high, sum[r][1]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    store(out + r * out_stride, sum[r][0]);
+    store(out + r * out_stride + L, sum[r][1]);
+  }
+}
+
+#if defined(CUDA_OPS_AVX512)
+constexpr int PRODUCT_ROWS = 13, SUM_ROWS = 6;
+#else
+constexpr int PRODUCT_ROWS = 5, SUM_ROWS = 3;
+#endif
+
+template <class A, int R = PRODUCT_ROWS>
+inline void product(const A* rows, int64_t row_stride, int64_t count, const A* panel, int64_t D, A* out, int64_t out_stride) {
+  if constexpr (R > 0) {
+    for (; count >= R; count -= R, rows += R * row_stride, out += R * out_stride) product_block<A, R>(rows, row_stride, panel, D, out, out_stride);
+    product<A, R - 1>(rows, row_stride, count, panel, D, out, out_stride);
+  }
+}
+
+// out[r][d] (+)= sum_j weight[r * weight_stride + j * weight_step] * rows[j][d], j = 0 … n - 1 in this order, for R rows and V vectors of d.
+template <class A, int R, int V, bool whole>
+inline void weighted_block(const A* weights, int64_t weight_stride, int64_t weight_step, const Rows<A>& rows, int64_t n, int64_t d, int64_t D, bool add, A* out,
+                           int64_t out_stride) {
+  constexpr int L = Vec<A>::lanes;
+  const int64_t last = whole ? L : D - d - (V - 1) * L;  // lanes of the last vector
+  vec<A> sum[R][V];
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) {
+      const A* from = out + r * out_stride + d + v * L;
+      sum[r][v] = !add ? set(A(0)) : whole || v < V - 1 ? load(from) : load_part(from, last);
+    }
+  for (int64_t j = 0; j < n; ++j) {
+    const A* row = rows[j] + d;
+    vec<A> x[V];
+    for (int v = 0; v < V; ++v) x[v] = whole || v < V - 1 ? load(row + v * L) : load_part(row + v * L, last);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const vec<A> w = set(weights[r * weight_stride + j * weight_step]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] = fma(w, x[v], sum[r][v]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v) {
+      A* to = out + r * out_stride + d + v * L;
+      if (whole || v < V - 1)
+        store(to, sum[r][v]);
+      else
+        store_part(to, sum[r][v], last);
+    }
+}
+
+template <class A, int R>
+inline void weighted_rows(const A* weights, int64_t weight_stride, int64_t weight_step, const Rows<A>& rows, int64_t n, int64_t D, bool add, A* out,
+                          int64_t out_stride) {
+  constexpr int L = Vec<A>::lanes;
+  int64_t d = 0;
+  for (; d + 4 * L <= D; d += 4 * L) weighted_block<A, R, 4, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride);
+  for (; d + 2 * L <= D; d += 2 * L) weighted_block<A, R, 2, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride);
+  for (; d + L <= D; d += L) weighted_block<A, R, 1, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride);
+  if (d < D) weighted_block<A, R, 1, false>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride);
+}
+
+template <class A, int R = SUM_ROWS>
+inline void weighted_sum(const A* weights, int64_t weight_stride, int64_t weight_step, int64_t count, const Rows<A>& rows, int64_t n, int64_t D, bool add, A* out,
+                         int64_t out_stride) {
+  if constexpr (R > 0) {
+    for (; count >= R; count -= R, weights += R * weight_stride, out += R * out_stride)
+      weighted_rows<A, R>(weights, weight_stride, weight_step, rows, n, D, add, out, out_stride);
+    weighted_sum<A, R - 1>(weights, weight_stride, weight_step, count, rows, n, D, add, out, out_stride);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,146 @@
+// The valid tokens of a slice as rows of the accumulation type: pointers into the tensor where its dtype allows, else converted once per head.
+#pragma once
+#include "math.h"
+#include "scratch.h"
+#if defined(CUDA_OPS_AVX512) || defined(CUDA_OPS_AVX2)
+#include <immintrin.h>
+#endif
+
+namespace {
+
+template <class A>
+constexpr Dtype dtype_of();
+template <>
+constexpr Dtype dtype_of<float>() {
+  return Dtype::float32;
+}
+template <>
+constexpr Dtype dtype_of<double>() {
+  return Dtype::float64;
+}
+
+inline float bits_to_float(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, 4);
+  return x;
+}
+inline uint32_t float_to_bits(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits;
+}
+
+inline float from_bfloat16(uint16_t x) { return bits_to_float(uint32_t(x) << 16); }
+inline uint16_t to_bfloat16(float x) {
+  const uint32_t bits = float_to_bits(x);
+  if (x != x) return 0x7fc0;
+  return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+#if defined(CUDA_OPS_AVX512) || defined(CUDA_OPS_AVX2)
+inline float from_float16(uint16_t x) { return _cvtsh_ss(x); }
+inline uint16_t to_float16(float x) { return uint16_t(_cvtss_sh(x, 0)); }
+#else
+inline float from_float16(uint16_t x) {
+  const uint32_t sign = uint32_t(x & 0x8000) << 16, magnitude = x & 0x7fff;
+  if (magnitude >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (magnitude << 13));
+  return bits_to_float(float_to_bits(bits_to_float(magnitude << 13) * 0x1p112f) | sign);  // moves the exponent, subnormals included
+}
+inline uint16_t to_float16(float x) {
+  const uint32_t bits = float_to_bits(x), sign = (bits >> 16) & 0x8000;
+  const float magnitude = bits_to_float(bits & 0x7fffffff);
+  if (magnitude != magnitude) return uint16_t(sign | 0x7e00);
+  if (magnitude >= 65520.0f) return uint16_t(sign | 0x7c00);
+  if (magnitude < 0x1p-14f) return uint16_t(sign | (float_to_bits(magnitude + 0.5f) - float_to_bits(0.5f)));  // rounds at 2^-24
+  const uint32_t rounded = (bits & 0x7fffffff) + 0xfff + ((bits >> 13) & 1) - (112u << 23);
+  return uint16_t(sign | (rounded >> 13));
+}
+#endif
+
+template <class A, class T, A (*convert)(T)>
+inline void convert_row(const T* from, int64_t stride, int64_t count, A* to) {
+  if (stride == 1) {
+    for (int64_t d = 0; d < count; ++d) to[d] = convert(from[d]);
+  } else {
+    for (int64_t d = 0; d < count; ++d) to[d] = convert(from[d * stride]);
+  }
+}
+template <class A, class T>
+inline A widen(T x) {
+  return A(x);
+}
+template <class A>
+inline A widen_bfloat16(uint16_t x) {
+  return A(from_bfloat16(x));
+}
+template <class A>
+inline A widen_float16(uint16_t x) {
+  return A(from_float16(x));
+}
+
+template <class A>
+inline void read_row(const Slice& slice, int64_t token, int64_t count, A* to) {
+  const int64_t at = token * slice.token_stride;
+  switch (slice.dtype) {
+    case Dtype::float32:
+      return convert_row<A, float, widen<A, float>>(static_cast<const float*>(slice.base) + at, slice.element_stride, count, to);
+    case Dtype::float64:
+      return convert_row<A, double, widen<A, double>>(static_cast<const double*>(slice.base) + at, slice.element_stride, count, to);
+    case Dtype::bfloat16:
+      return convert_row<A, uint16_t, widen_bfloat16<A>>(static_cast<const uint16_t*>(slice.base) + at, slice.element_stride, count, to);
+    case Dtype::float16:
+      return convert_row<A, uint16_t, widen_float16<A>>(static_cast<const uint16_t*>(slice.base) + at, slice.element_stride, count, to);
+  }
+}
+
+// Outputs are contiguous along D.
+template <class A>
+inline void write_row(const Slice& slice, int64_t token, int64_t count, const A* from) {
+  const int64_t at = token * slice.token_stride;
+  switch (slice.dtype) {
+    case Dtype::float32:
+      for (int64_t d = 0; d < count; ++d) static_cast<float*>(slice.base)[at + d] = float(from[d]);
+      return;
+    case Dtype::float64:
+      for (int64_t d = 0; d < count; ++d) static_cast<double*>(slice.base)[at + d] = double(from[d]);
+      return;
+    case Dtype::bfloat16:
+      for (int64_t d = 0; d < count; ++d) static_cast<uint16_t*>(slice.base)[at + d] = to_bfloat16(float(from[d]));
+      return;
+    case Dtype::float16:
+      for (int64_t d = 0; d < count; ++d) static_cast<uint16_t*>(slice.base)[at + d] = to_float16(float(from[d]));
+      return;
+  }
+}
+inline size_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+
+template <class A>
+struct Rows {
+  const A* base;
+  int64_t stride;
+  const int32_t* position;  // null: row i lies at i * stride
+  const A* operator[](int64_t i) const { return base + (position ? int64_t(position[i]) : i) * stride; }
+};
+
+template <class A>
+inline Rows<A> valid_rows(const Slice& slice, const Valid& valid, int64_t D, Scratch& scratch) {
+  if (slice.dtype == dtype_of<A>() && slice.element_stride == 1) return {static_cast<const A*>(slice.base), slice.token_stride, valid.position};
+  A* packed = take<A>(scratch, valid.n * D);
+  for (int64_t i = 0; i < valid.n; ++i) read_row(slice, valid.position[i], D, packed + i * D);
+  return {packed, D, nullptr};
+}
+
+// Zeros in the output rows of the tokens that are not valid.
+inline void clear_padding(const Slice& out, const Valid& valid, const Sizes& sizes) {
+  const size_t element = bytes_of(out.dtype);
+  int64_t i = 0;
+  for (int64_t token = 0; token < sizes.N; ++token) {
+    if (i < valid.n && valid.position[i] == token) {
+      ++i;
+      continue;
+    }
+    memset(static_cast<char*>(out.base) + size_t(token * out.token_stride) * element, 0, size_t(sizes.D) * element);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,26 @@
+// The table of functions of this translation unit's instruction set.
+#pragma once
+#include "backward.h"
+
+namespace {
+
+template <class A>
+constexpr Kernels kernels_named(const char* name) {
+  return {name,
+          hash_vectors<A>,
+          cluster_codes,
+          group_mean<A>,
+          centroid_scores<A>,
+          top_keys<A>,
+          centroid_attention<A>,
+          exact_attention<A>,
+          improved_clustered<A>,
+          improved_clustered_backward<A>};
+}
+
+inline const Kernels* kernels_of(const char* name, Dtype accumulation) {
+  static const Kernels single = kernels_named<float>(name), wide = kernels_named<double>(name);
+  return accumulation == Dtype::float64 ? &wide : &single;
+}
+
+}  // namespace

@@ -1,0 +1,110 @@
+// From tensors to slices of one (batch, head), the list of valid tokens, and the loop over heads. Checks here protect memory; those for users are in Python.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "dispatch.h"
+#include "kernels/interface.h"
+
+namespace cuda_ops {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Dtype dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::float32;
+    case ScalarType::Double:
+      return Dtype::float64;
+    case ScalarType::BFloat16:
+      return Dtype::bfloat16;
+    case ScalarType::Half:
+      return Dtype::float16;
+    default:
+      STD_TORCH_CHECK(false, "a tensor must be float32, float64, bfloat16 or float16");
+  }
+}
+inline Dtype accumulation_of(const Tensor& x) { return dtype_of(x) == Dtype::float64 ? Dtype::float64 : Dtype::float32; }
+inline ScalarType scalar_type(Dtype dtype) { return dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float; }
+inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
+
+inline void check_shape(const char* name, const Tensor& x, std::initializer_list<int64_t> shape) {
+  bool same = x.dim() == int64_t(shape.size());
+  int64_t d = 0;
+  for (int64_t size : shape) same = same && x.size(d++) == size;
+  STD_TORCH_CHECK(same, name, " has a shape that does not fit the other tensors");
+}
+inline void check_type(const char* name, const Tensor& x, ScalarType type) { STD_TORCH_CHECK(x.scalar_type() == type, name, " has another dtype than the operator takes"); }
+
+inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
+  return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);
+}
+// (B, H, N, D) as a view of a contiguous (B, N, H, D): what transformers wants transposed back.
+inline Tensor empty_heads(int64_t B, int64_t H, int64_t N, int64_t D, ScalarType type) { return torch::stable::transpose(empty({B, N, H, D}, type), 1, 2); }
+
+// Data pointers are asked for once, outside of the parallel region.
+class Heads {
+ public:
+  explicit Heads(const Tensor& x) : base_(static_cast<char*>(x.data_ptr())), dtype_(dtype_of(x)), batch_(x.stride(0)), head_(x.stride(1)), token_(x.stride(2)), element_(x.stride(3)) {}
+  Slice operator()(int64_t b, int64_t h) const { return {base_ + (b * batch_ + h * head_) * bytes_of(dtype_), token_, element_, dtype_}; }
+
+ private:
+  char* base_;
+  Dtype dtype_;
+  int64_t batch_, head_, token_, element_;
+};
+
+// Ascending valid positions of every batch row, shared by its heads.
+class ValidTokens {
+ public:
+  ValidTokens(const std::optional<Tensor>& mask, int64_t B, int64_t N) : N_(N), positions_(size_t(B * N)), counts_(size_t(B)) {
+    if (mask) {
+      check_shape("mask", *mask, {B, N});
+      check_type("mask", *mask, ScalarType::Bool);
+    }
+    const bool* base = mask ? static_cast<const bool*>(mask->data_ptr()) : nullptr;
+    for (int64_t b = 0; b < B; ++b)
+      for (int64_t i = 0; i < N; ++i)
+        if (!mask || base[b * mask->stride(0) + i * mask->stride(1)]) positions_[size_t(b * N + counts_[size_t(b)]++)] = int32_t(i);
+  }
+  Valid operator[](int64_t b) const { return {positions_.data() + b * N_, counts_[size_t(b)]}; }
+
+ private:
+  int64_t N_;
+  std::vector<int32_t> positions_;
+  std::vector<int64_t> counts_;
+};
+
+void free_scratch(Scratch& scratch);
+void restart_scratch(Scratch& scratch);
+
+// task(b, h, scratch) for every head of every batch row, each by one worker.
+template <class Task>
+void for_each_head(int64_t B, int64_t H, const Task& task) {
+  torch::stable::parallel_for(0, B * H, 1, [&](int64_t begin, int64_t end) {
+    struct Owner {
+      Scratch scratch{nullptr, nullptr};
+      ~Owner() { free_scratch(scratch); }
+    } owner;
+    for (int64_t i = begin; i < end; ++i) {
+      restart_scratch(owner.scratch);
+      task(i / H, i % H, owner.scratch);
+    }
+  });
+}
+
+inline void check_queries(const Tensor& q, const Tensor& k, const Tensor& v) {
+  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k.size(1) > 0 && q.size(1) % k.size(1) == 0, "q and k must be (B, H, N, D), the heads of q a multiple of those of k");
+  check_shape("k", k, {q.size(0), k.size(1), q.size(2), q.size(3)});
+  check_shape("v", v, {q.size(0), k.size(1), q.size(2), q.size(3)});
+  STD_TORCH_CHECK(q.size(2) <= INT32_MAX, "at most 2^31 - 1 tokens");
+  STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(), "q, k and v must have one dtype");
+}
+
+}  // namespace cuda_ops
