@@ -1,0 +1,34 @@
+"""Clustered attention for pretrained Hugging Face encoders, in one call: `bert_cluster.patch(model)`."""
+
+from bert_cluster.attention import attention
+from bert_cluster.config import ClusterConfig
+from bert_cluster.dispatch import register
+from bert_cluster.errors import (
+    AttentionWeightsError,
+    BertClusterError,
+    ConfigError,
+    NotPatchedError,
+    UnsupportedModelError,
+)
+from bert_cluster.info import LayerInfo, ModelInfo, info
+from bert_cluster.patching import patch, unpatch
+
+register()
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AttentionWeightsError",
+    "BertClusterError",
+    "ClusterConfig",
+    "ConfigError",
+    "LayerInfo",
+    "ModelInfo",
+    "NotPatchedError",
+    "UnsupportedModelError",
+    "__version__",
+    "attention",
+    "info",
+    "patch",
+    "unpatch",
+]

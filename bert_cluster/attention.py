@@ -1,0 +1,85 @@
+"""Attention by any of the methods, as a function of tensors and settings."""
+
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+import cuda_ops
+from bert_cluster.config import ClusterConfig, LayerSettings
+from bert_cluster.errors import ConfigError
+from bert_cluster.planes import random_planes
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    config: ClusterConfig | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """Bidirectional attention with the given settings: what a patched layer computes.
+
+    Args:
+        q: (B, H, N, D) float32, float64, bfloat16 or float16.
+        k: (B, H_kv, N, D), H_kv divides H.
+        v: as k.
+        mask: (B, N) bool, true where a token is valid; None: all are. A padded token's output is 0, except with "full".
+        config: settings; None for the defaults. `layers` must be empty: there is one layer here.
+        scale: None for D ** -0.5.
+
+    Returns:
+        (B, H, N, D) of q's dtype.
+
+    Raises:
+        ConfigError: `config.layers` is not empty.
+        TypeError, ValueError: tensors that do not fit each other.
+    """
+    config = ClusterConfig() if config is None else config
+    if config.layers:
+        raise ConfigError(
+            "attention() is one layer and takes settings without `layers`; use config.for_layer's values."
+        )
+    settings = config.for_layer(0)
+    planes = (
+        None
+        if settings.method == "full"
+        else random_planes(settings.bits, q.shape[-1], settings.seed).to(q.device)
+    )
+    return run_layer(q, k, v, mask, settings, planes, scale)
+
+
+def run_layer(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    settings: LayerSettings,
+    planes: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """`attention` with settings and planes at hand."""
+    if settings.method == "full" or planes is None:
+        keys = None if mask is None else mask[:, None, None, :]
+        grouped = k.shape[1] != q.shape[1]
+        return scaled_dot_product_attention(
+            q, k, v, attn_mask=keys, scale=scale, enable_gqa=grouped
+        )
+    common = {
+        "scale": scale,
+        "exact_below": settings.exact_below,
+        "iterations": settings.iterations,
+    }
+    if settings.method == "clustered":
+        out: Tensor = cuda_ops.clustered(
+            q, k, v, mask, planes, settings.clusters, **common
+        )[0]
+    else:
+        out = cuda_ops.improved_clustered(
+            q, k, v, mask, planes, settings.clusters, settings.topk, **common
+        )[0]
+    return out
+
+
+def runs_on_reference(q: Tensor) -> bool:
+    """Whether the operators serve such tensors by their PyTorch reference only."""
+    return cuda_ops.backend_for(q.device.type, q.dtype) == "reference"

@@ -1,0 +1,237 @@
+"""The settings of clustered attention: which method, with which budgets, in which layers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from bert_cluster.errors import ConfigError
+
+VERSION = 1
+CONFIG_KEY = "clustered_attention"  # where config.json of a model keeps the settings
+
+# Method -> its budgets with their defaults. Those of the paper (section 4: C = 25, K = 32, 63 bits, 10 updates).
+METHODS: dict[str, dict[str, int]] = {
+    "full": {},
+    "clustered": {"clusters": 25, "bits": 63, "iterations": 10},
+    "improved-clustered": {"clusters": 25, "topk": 32, "bits": 63, "iterations": 10},
+}
+DEFAULT_METHOD = "improved-clustered"
+
+# Budget -> the least and the greatest value it can have.
+LIMITS: dict[str, tuple[int, int]] = {
+    "clusters": (1, 65536),
+    "topk": (0, 2**31 - 1),
+    "bits": (1, 256),
+    "iterations": (0, 1000),
+    "exact_below": (0, 2**31 - 1),
+    "seed": (0, 2**32 - 1),
+}
+# What `layers` may set for one layer.
+LAYER_FIELDS = ("method", "clusters", "topk", "bits", "iterations", "exact_below")
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """What one layer runs: every value decided. Budgets that the method does not have are 0."""
+
+    method: str
+    clusters: int = 0
+    topk: int = 0
+    bits: int = 0
+    iterations: int = 0
+    exact_below: int = 0
+    seed: int = 0
+
+    def budgets(self) -> dict[str, int]:
+        """The budgets of the method, by name."""
+        return {name: getattr(self, name) for name in METHODS[self.method]}
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Settings of clustered attention.
+
+    Args:
+        method: "full", "clustered" (the paper's section 3.2) or "improved-clustered" (section 3.3).
+        clusters: C, groups of queries per head, 1 to 65536. A budget that is None takes the method's default.
+        topk: K, keys per cluster whose products are exact, at least 0; "improved-clustered" only.
+        bits: P, random hash planes, 1 to 256.
+        iterations: updates of the K-means in Hamming space, at least 0.
+        layers: layer index -> the values of that layer that differ, such as ``{0: {"method": "full"}}``.
+        exact_below: batch rows with fewer valid tokens take exact attention, inside the operator; 0: none.
+        seed: of the hash planes.
+
+    Raises:
+        ConfigError: an unknown method or field, or a value outside of its range.
+    """
+
+    method: str = DEFAULT_METHOD
+    clusters: int | None = None
+    topk: int | None = None
+    bits: int | None = None
+    iterations: int | None = None
+    layers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    exact_below: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", _checked_layers(self.layers))
+        _check_method("method", self.method)
+        for name in LIMITS:
+            _check_budget(
+                name, getattr(self, name), optional=name not in ("exact_below", "seed")
+            )
+        for name in _all_budgets() - set(METHODS[self.method]):
+            if getattr(self, name) is not None:
+                raise ConfigError(
+                    f"{name}={getattr(self, name)} means nothing to the method {self.method!r}, which has "
+                    f"{', '.join(METHODS[self.method]) or 'no budgets'}. Leave it out, or choose another method."
+                )
+        for index in self.layers:
+            self.for_layer(index)
+
+    def for_layer(self, index: int) -> LayerSettings:
+        """The settings of layer `index` (from 0), with every default filled in."""
+        own = self.layers.get(index, {})
+        method = own.get("method", self.method)
+        values: dict[str, int] = {}
+        for name, default in METHODS[method].items():
+            value = own.get(name, getattr(self, name))
+            values[name] = default if value is None else value
+        unused = [
+            name
+            for name in own
+            if name in _all_budgets() and name not in METHODS[method]
+        ]
+        if unused:
+            raise ConfigError(
+                f"layers[{index}] sets {', '.join(unused)}, which means nothing to its method {method!r}. "
+                f"Leave it out, or choose another method."
+            )
+        exact_below = own.get("exact_below", self.exact_below)
+        return LayerSettings(
+            method=method, exact_below=exact_below, seed=self.seed, **values
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON: what is None is left out, `layers` has string keys, `version` is there."""
+        data: dict[str, Any] = {"version": VERSION, "method": self.method}
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if each.name not in ("method", "layers") and value is not None:
+                data[each.name] = value
+        if self.layers:
+            data["layers"] = {
+                str(index): dict(values) for index, values in self.layers.items()
+            }
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ClusterConfig":
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: not a mapping, a newer version than this package knows, or unknown keys.
+        """
+        if not isinstance(data, Mapping):
+            raise ConfigError(
+                f"Settings must be a JSON object, got {type(data).__name__}: {data!r}."
+            )
+        version = data.get("version", VERSION)
+        if not isinstance(version, int) or version > VERSION:
+            raise ConfigError(
+                f"These settings have version {version!r}; this bert-cluster reads versions up to {VERSION}. "
+                f"Install a newer bert-cluster."
+            )
+        names = {each.name for each in fields(cls)}
+        unknown = sorted(
+            str(key)
+            for key in data
+            if key not in names and key not in ("version", "library_version")
+        )
+        if unknown:
+            raise ConfigError(
+                f"Unknown settings {', '.join(unknown)}; known are {', '.join(sorted(names))}."
+            )
+        return cls(**{key: value for key, value in data.items() if key in names})
+
+    def save(self, path: str | Path) -> None:
+        """Write the settings as JSON."""
+        Path(path).write_text(
+            json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8"
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "ClusterConfig":
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError, json.JSONDecodeError, ConfigError.
+        """
+        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+
+
+def _all_budgets() -> set[str]:
+    return {name for budgets in METHODS.values() for name in budgets}
+
+
+def _check_method(where: str, method: Any) -> None:
+    if method not in METHODS:
+        raise ConfigError(
+            f"{where} must be one of {', '.join(METHODS)}, got {method!r}."
+        )
+
+
+def _check_budget(name: str, value: Any, *, optional: bool, where: str = "") -> None:
+    if value is None and optional:
+        return
+    least, greatest = LIMITS[name]
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not least <= value <= greatest
+    ):
+        raise ConfigError(
+            f"{where}{name} must be a whole number from {least} to {greatest}, got {value!r}."
+        )
+
+
+def _checked_layers(layers: Any) -> dict[int, dict[str, Any]]:
+    if not isinstance(layers, Mapping):
+        raise ConfigError(
+            f"layers must map a layer's index to its settings, got {type(layers).__name__}."
+        )
+    checked: dict[int, dict[str, Any]] = {}
+    for key, values in layers.items():
+        index = _layer_index(key)
+        if not isinstance(values, Mapping):
+            raise ConfigError(
+                f"layers[{index}] must be a mapping such as {{'method': 'full'}}, got {values!r}."
+            )
+        for name, value in values.items():
+            if name not in LAYER_FIELDS:
+                raise ConfigError(
+                    f"layers[{index}] has no setting {name!r}; known are {', '.join(LAYER_FIELDS)}."
+                )
+            if name == "method":
+                _check_method(f"layers[{index}]['method']", value)
+            else:
+                _check_budget(name, value, optional=False, where=f"layers[{index}] ")
+        if index in checked:
+            raise ConfigError(
+                f"layers names layer {index} twice, as a number and as a text."
+            )
+        checked[index] = dict(values)
+    return dict(sorted(checked.items()))
+
+
+def _layer_index(key: Any) -> int:
+    if isinstance(key, str) and key.isdecimal():
+        return int(key)
+    if isinstance(key, bool) or not isinstance(key, int) or key < 0:
+        raise ConfigError(
+            f"layers must have whole numbers from 0 as keys, got {key!r}."
+        )
+    return key

@@ -1,0 +1,29 @@
+"""The errors of this package: each says what was expected, what came, and what to do."""
+
+
+class BertClusterError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(BertClusterError, ValueError):
+    """Settings that no method can run with, or that cannot be read."""
+
+
+class UnsupportedModelError(BertClusterError, ValueError):
+    """A model whose attention this package cannot make clustered. Nothing of it has been changed."""
+
+
+class NotPatchedError(BertClusterError, RuntimeError):
+    """A model that should be patched is not."""
+
+
+class AttentionWeightsError(BertClusterError, ValueError):
+    """Attention weights were asked for where there are none to give."""
+
+
+class ExactAttentionWarning(UserWarning):
+    """A call of a patched layer ran exact attention, because its mask is not a padding mask."""
+
+
+class AttentionDropoutWarning(UserWarning):
+    """A patched layer trains without the attention dropout that its model asks for."""

@@ -1,0 +1,88 @@
+"""What is patched in a model, and how its calls ran."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+import cuda_ops
+from bert_cluster import dispatch
+from bert_cluster.families import encoder_of
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One attention module of a patched model.
+
+    Attributes:
+        name: dotted, within the transformers model.
+        method: what it runs; "full" is exact attention through SDPA.
+        budgets: the method's budgets by name, and exact_below where it is not 0.
+        backend: what the operators run on for this layer's device and dtype.
+        calls: how often it ran "clustered", "exact" (full layers, masks that are no padding masks, calls that asked for
+            attention weights) and on the "reference". Rows below exact_below are decided inside the operator and count
+            as clustered; calls inside a compiled or exported graph are not seen.
+    """
+
+    name: str
+    method: str
+    budgets: dict[str, int]
+    backend: str
+    calls: dict[str, int]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The patched layers of a model; none for a model that is not patched. ``print`` shows a table."""
+
+    layers: tuple[LayerInfo, ...]
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return (
+                "not patched: bert_cluster.patch(model) makes its attention clustered"
+            )
+        width = max(len(layer.name) for layer in self.layers)
+        lines = [
+            f"{'layer':<{width}}  {'method':<18}  {'budgets':<46}  {'backend':<12}  clustered  exact  reference"
+        ]
+        for layer in self.layers:
+            budgets = " ".join(
+                f"{name}={value}" for name, value in layer.budgets.items()
+            )
+            calls = f"{layer.calls['clustered']:>9}  {layer.calls['exact']:>5}  {layer.calls['reference']:>9}"
+            lines.append(
+                f"{layer.name:<{width}}  {layer.method:<18}  {budgets:<46}  {layer.backend:<12}  {calls}"
+            )
+        lines.append("Calls inside a compiled or exported graph are not counted.")
+        return "\n".join(lines)
+
+
+def info(model: nn.Module) -> ModelInfo:
+    """Look at the modules of a model (not at its configuration) and tell what is patched.
+
+    Args:
+        model: as for `bert_cluster.patch`.
+
+    Raises:
+        UnsupportedModelError: it holds no transformers model.
+    """
+    layers = []
+    for name, module in encoder_of(model).named_modules():
+        layer: dispatch.Layer | None = vars(module).get(dispatch.LAYER)
+        if layer is None:
+            continue
+        settings = layer.settings
+        parameter = next(module.parameters())
+        clustered = settings.method != "full"
+        backend = (
+            cuda_ops.backend_for(parameter.device.type, parameter.dtype)
+            if clustered
+            else "sdpa"
+        )
+        budgets = settings.budgets() | (
+            {"exact_below": settings.exact_below} if settings.exact_below else {}
+        )
+        layers.append(
+            LayerInfo(name, settings.method, budgets, backend, dict(layer.calls))
+        )
+    return ModelInfo(tuple(layers))

@@ -1,0 +1,256 @@
+"""Patch a model in place, and undo it."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from torch import nn
+from transformers import PreTrainedModel, PretrainedConfig
+
+from bert_cluster import dispatch
+from bert_cluster.config import CONFIG_KEY, ClusterConfig, LayerSettings
+from bert_cluster.errors import ConfigError, NotPatchedError, UnsupportedModelError
+from bert_cluster.families import (
+    AttentionModule,
+    attention_modules,
+    configs_of,
+    encoder_of,
+    padded_by_addition,
+    shares_layers,
+)
+from bert_cluster.planes import random_planes
+
+_STATE = "_bert_cluster_patch"  # attribute of a patched transformers model: its Patch
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass
+class Patch:
+    """What `unpatch` needs: the attention modules by name, and the configurations that were there before."""
+
+    modules: tuple[str, ...]
+    configs: list[
+        tuple[PretrainedConfig, PretrainedConfig]
+    ]  # (the model's own copy, the original)
+
+
+def patch(
+    model: Model,
+    config: ClusterConfig | None = None,
+    *,
+    method: str | None = None,
+    clusters: int | None = None,
+    topk: int | None = None,
+    bits: int | None = None,
+    iterations: int | None = None,
+    layers: Mapping[int, Mapping[str, Any]] | None = None,
+    exact_below: int | None = None,
+    seed: int | None = None,
+) -> Model:
+    """Make a pretrained encoder's self-attention clustered, in place and without training.
+
+    Everything is checked first: a model that is refused is bit for bit what it was. A patched model gets a configuration
+    object of its own, so that others built from the same object stay as they are. Patching a patched model replaces its
+    settings. Layers with a sliding window and cross-attention stay exact.
+
+    Args:
+        model: a transformers model, or a PeftModel, SentenceTransformer or CrossEncoder around one.
+        config: the settings. Without any argument: those stored in ``model.config.clustered_attention`` if there are
+            any, else the defaults. Any argument replaces stored settings whole.
+        method, clusters, topk, bits, iterations, layers, exact_below, seed: fields of `ClusterConfig`, instead of config.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UnsupportedModelError: this model's attention cannot be replaced; the text says why and what can.
+        ConfigError: impossible settings, or layers that the model has not.
+    """
+    named = {
+        "method": method,
+        "clusters": clusters,
+        "topk": topk,
+        "bits": bits,
+        "iterations": iterations,
+        "layers": layers,
+        "exact_below": exact_below,
+        "seed": seed,
+    }
+    given = {name: value for name, value in named.items() if value is not None}
+    if config is not None and given:
+        raise ConfigError(
+            f"patch() takes a ClusterConfig or its fields, got both (config and {', '.join(given)})."
+        )
+    if config is not None and not isinstance(config, ClusterConfig):
+        raise ConfigError(
+            f"patch() takes a ClusterConfig, got {type(config).__name__}. Write ClusterConfig(...), or name the fields."
+        )
+    encoder = encoder_of(model)
+    modules = attention_modules(encoder)
+    chosen = (
+        ClusterConfig(**given)
+        if given
+        else config or stored_settings(encoder.config) or ClusterConfig()
+    )
+    settings = _settings_by_module(encoder, modules, chosen)
+    _refuse_states(encoder)
+    buffers = {each.name: _planes_of(each, settings[each.name]) for each in modules}
+
+    if is_patched(encoder):
+        unpatch(model)
+    configs = _own_configs(model, encoder)
+    for each in modules:
+        layer = dispatch.Layer(settings[each.name], padded_by_addition(each.module))
+        setattr(each.module, dispatch.LAYER, layer)
+        if buffers[each.name] is not None:
+            each.module.register_buffer(
+                dispatch.PLANES, buffers[each.name], persistent=False
+            )
+    setattr(encoder, _STATE, Patch(tuple(each.name for each in modules), configs))
+    encoder.set_attn_implementation(dispatch.NAME)
+    setattr(encoder.config, CONFIG_KEY, chosen.to_dict())
+    return model
+
+
+def unpatch(model: Model) -> Model:
+    """Undo `patch`: attention, configuration and state are bit for bit what they were; stored settings are removed.
+
+    Raises:
+        NotPatchedError: the model is not patched.
+    """
+    encoder = encoder_of(model)
+    state: Patch | None = vars(encoder).get(_STATE)
+    if state is None:
+        raise NotPatchedError(
+            f"This {type(encoder).__name__} is not patched: there is nothing to undo."
+        )
+    for name in state.modules:
+        module = encoder.get_submodule(name)
+        delattr(module, dispatch.LAYER)
+        if dispatch.PLANES in module._buffers:
+            delattr(module, dispatch.PLANES)
+    originals = {id(own): original for own, original in state.configs}
+    for own, original in state.configs:
+        _carry_changes(own, original)
+        vars(original).pop(CONFIG_KEY, None)
+    for module, config in configs_of(model):
+        if id(config) in originals:
+            module.config = originals[id(config)]
+    delattr(encoder, _STATE)
+    return model
+
+
+def is_patched(encoder: PreTrainedModel) -> bool:
+    """Whether `patch` was called on this model (not: whether its configuration stores settings)."""
+    return _STATE in vars(encoder)
+
+
+def stored_settings(config: PretrainedConfig) -> ClusterConfig | None:
+    """The settings that a configuration carries, None without any.
+
+    Raises:
+        ConfigError: they cannot be read, or are of a newer version.
+    """
+    data = getattr(config, CONFIG_KEY, None)
+    return None if data is None else ClusterConfig.from_dict(data)
+
+
+def _settings_by_module(
+    encoder: PreTrainedModel,
+    modules: tuple[AttentionModule, ...],
+    config: ClusterConfig,
+) -> dict[str, LayerSettings]:
+    if config.layers and shares_layers(encoder, modules):
+        raise ConfigError(
+            f"{type(encoder).__name__} shares one attention module among its layers, so `layers` cannot tell them apart. "
+            f"Give settings for all layers only."
+        )
+    unknown = [index for index in config.layers if index >= len(modules)]
+    if unknown:
+        raise ConfigError(
+            f"layers names layer {unknown[0]}, and this {type(encoder).__name__} has layers 0 to {len(modules) - 1}."
+        )
+    settings: dict[str, LayerSettings] = {}
+    for index, each in enumerate(modules):
+        asked = config.layers.get(index, {})
+        if (
+            each.exempt
+            and asked.get("method", "full" if not asked else config.method) != "full"
+        ):
+            raise ConfigError(
+                f"layers[{index}] ({each.name}) has {each.exempt} and stays exact. Leave it out of `layers`."
+            )
+        settings[each.name] = (
+            LayerSettings("full") if each.exempt else config.for_layer(index)
+        )
+    if all(each.method == "full" for each in settings.values()):
+        raise ConfigError(
+            "These settings leave every layer exact: there is nothing to patch. Do not patch, or choose a method."
+        )
+    return settings
+
+
+def _refuse_states(encoder: PreTrainedModel) -> None:
+    if getattr(encoder.config, "output_attentions", False):
+        raise UnsupportedModelError(
+            "config.output_attentions is True, and clustered attention forms no weights. Set it to False; a call with "
+            "output_attentions=True gives exact weights."
+        )
+    if any(parameter.is_meta for parameter in encoder.parameters()):
+        raise UnsupportedModelError(
+            "The model is on the meta device and has no weights yet. Load them, then patch."
+        )
+
+
+def _planes_of(each: AttentionModule, settings: LayerSettings) -> Any:
+    if settings.method == "full":
+        return None
+    device = next(each.module.parameters()).device
+    return dispatch.planes_buffer(
+        random_planes(settings.bits, _head_size(each), settings.seed)
+    ).to(device)
+
+
+def _head_size(each: AttentionModule) -> int:
+    for name in ("head_dim", "attention_head_size", "dim_head"):
+        size = getattr(each.module, name, None)
+        if isinstance(size, int):
+            return size
+    config: Any = each.module.config
+    size = (
+        getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads
+    )
+    return int(size)
+
+
+def _own_configs(
+    model: nn.Module, encoder: PreTrainedModel
+) -> list[tuple[PretrainedConfig, PretrainedConfig]]:
+    """Replace the encoder's configuration, and every configuration inside it, by copies; returns (copy, original)."""
+    memo: dict[int, Any] = {}
+    copy.deepcopy(encoder.config, memo)
+    pairs: dict[int, tuple[PretrainedConfig, PretrainedConfig]] = {}
+    for module, config in list(configs_of(model)):
+        if isinstance(config, PretrainedConfig) and (
+            id(config) in memo or module in set(encoder.modules())
+        ):
+            own = copy.deepcopy(config, memo)
+            pairs[id(config)] = (own, config)
+            module.config = own
+    return list(pairs.values())
+
+
+def _carry_changes(own: PretrainedConfig, original: PretrainedConfig) -> None:
+    """What the user changed in the configuration while the model was patched stays changed."""
+    ours = {CONFIG_KEY, "_attn_implementation_internal"}
+    before = vars(original)
+    for name, value in vars(own).items():
+        if (
+            name not in ours
+            and not isinstance(value, PretrainedConfig)
+            and before.get(name) != value
+        ):
+            setattr(original, name, value)
