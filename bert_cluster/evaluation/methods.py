@@ -53,6 +53,12 @@ def choose_methods(options: argparse.Namespace, stored: ClusterConfig | None) ->
     return methods
 
 
+def with_budgets(config: ClusterConfig) -> ClusterConfig:
+    """The same settings with the method's default written out for each budget left open: results must say what ran."""
+    defaults = {name: value for name, value in METHODS[config.method].items() if getattr(config, name) is None}
+    return dataclasses.replace(config, **defaults) if defaults else config
+
+
 def read_cluster_config(path: str | Path) -> ClusterConfig:
     """Read `--cluster_config FILE`; errors name the file."""
     try:
@@ -67,8 +73,13 @@ def read_cluster_config(path: str | Path) -> ClusterConfig:
 
 def _names(attention: list[str] | None, settings: ClusterConfig | None) -> tuple[str, ...]:
     if attention is None:
-        method = (settings or ClusterConfig()).method
-        return (FULL, method) if method != FULL else (FULL,)
+        settings = settings or ClusterConfig()
+        if settings.method == FULL and settings.layers:
+            raise OptionError(
+                f"The settings have method {FULL} and other methods for single layers ({', '.join(map(str, settings.layers))}). "
+                f"Write the clustered method as `method`, and set the exact layers to {FULL}."
+            )
+        return (FULL, settings.method) if settings.method != FULL else (FULL,)
     for name in attention:
         if attention.count(name) > 1:
             raise OptionError(
@@ -85,12 +96,9 @@ def _method(name: str, given: ClusterConfig | None, origin: str, flags: Mapping[
     changes = {field: value for field, value in flags.items() if _applies(field, name)}
     if seed is not None:
         changes["seed"] = seed
-    if "layers" in changes:
-        changes["layers"] = ClusterConfig.from_dict({**ClusterConfig().to_dict(), "layers": changes["layers"]}).layers
     if changes:
         config = dataclasses.replace(config, **changes)
-    config.for_layer(0)  # raises here, before anything is loaded, where the values are impossible
-    return Method(name, config, origin if from_given else "flags" if changes else "defaults")
+    return Method(name, with_budgets(config), origin if from_given else "flags" if changes else "defaults")
 
 
 def _applies(field: str, method: str) -> bool:

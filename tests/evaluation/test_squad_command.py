@@ -16,6 +16,7 @@ import pytest
 
 from bert_cluster import ClusterConfig
 from bert_cluster.evaluation import compare, runner
+from bert_cluster.evaluation.methods import with_budgets
 from squad_eval.command import main, new_parser
 
 RUN_QA_FILES = {"all_results.json", "eval_results.json", "eval_predictions.json", "eval_nbest_predictions.json"}
@@ -72,7 +73,7 @@ def test_the_files_of_run_qa_and_ours(
     improved = content["methods"]["improved-clustered"]
     assert set(improved["difference_to_full"]) == {"exact_match", "f1"}
     assert 0 <= improved["agreement_with_full"]["value"] <= 1
-    assert improved["cluster_config"] == ClusterConfig(method="improved-clustered", clusters=2).to_dict()
+    assert improved["cluster_config"] == with_budgets(ClusterConfig(method="improved-clustered", clusters=2)).to_dict()
     assert content["methods"]["full"]["difference_to_full"] is None
     assert content["settings"]["max_seq_length"] == 32
     text = capsys.readouterr().out
@@ -108,7 +109,7 @@ def test_all_keys_give_fulls_answers(qa_model: str, squad_file: Callable[..., st
 def test_without_the_flag_the_stored_settings_run(
     save_model: Callable[..., str], squad_file: Callable[..., str], tmp_path: Path
 ) -> None:
-    settings = ClusterConfig(method="clustered", clusters=3)
+    settings = with_budgets(ClusterConfig(method="clustered", clusters=3))
     model = save_model("qa", settings=settings.to_dict())
     assert main(flags(model, squad_file(4), tmp_path / "out", "--no_plot")) == 0
     methods = read(tmp_path / "out" / "all_results.json")["methods"]
@@ -190,7 +191,7 @@ def test_other_settings_are_refused_and_other_methods_join(
     assert main(flags(qa_model, file, output, "--attention", "full", "clustered", "--no_plot")) == 0
     assert ran == ["clustered"]
     assert main(flags(qa_model, file, output, "--attention", "clustered", "--clusters", "2", "--no_plot")) == 2
-    assert "cluster_config.clusters was null and is now 2" in capsys.readouterr().err
+    assert "cluster_config.clusters was 25 and is now 2" in capsys.readouterr().err
 
 
 def test_choosing_answers_differently_needs_no_new_run(
@@ -257,6 +258,7 @@ def test_an_encoder_without_the_head(
 SLOW = """
 import sys, time
 from bert_cluster.evaluation import compare, runner
+from bert_cluster.evaluation.methods import with_budgets
 compare.CHUNK_TOKENS = 64
 forward = runner._forward
 def slow(*arguments):
