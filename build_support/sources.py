@@ -36,8 +36,8 @@ COMMON_FLAGS = [
     "-Wextra",
 ]
 
-# Only what torch 2.11 has: one binary serves every torch from there on.
-TORCH_MACROS = ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+# Only what torch 2.11 and Python 3.11 have: one binary serves every torch and every Python from there on.
+STABLE_INTERFACES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030b0000"]
 
 
 def is_x86_64() -> bool:
@@ -68,7 +68,7 @@ def flags_by_source(root: Path, include: list[Path]) -> dict[Path, list[str]]:
     """
     common = [*COMMON_FLAGS, f"-I{root / SOURCE_FOLDER}", *(["-DCUDA_OPS_X86"] if is_x86_64() else [])]
     system = [flag for folder in include for flag in ("-isystem", str(folder))]
-    flags = {source: [*common, *TORCH_MACROS, *system] for source in glue_sources(root)}
+    flags = {source: [*common, *STABLE_INTERFACES, *system] for source in glue_sources(root)}
     for name, source in kernel_sources(root).items():
         flags[source] = [*common, *INSTRUCTION_SET_FLAGS[name]]
     return flags

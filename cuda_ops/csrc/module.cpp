@@ -5,11 +5,9 @@
 
 #include <Python.h>
 
-extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
-    static PyModuleDef definition{};
-    definition.m_base = PyModuleDef_HEAD_INIT;
-    definition.m_name = "_C";
-    definition.m_size = -1;
+static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+
+PyMODINIT_FUNC PyInit__C() {
     return PyModule_Create(&definition);
 }
 

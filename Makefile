@@ -1,0 +1,49 @@
+# Everything a user or developer runs. `make help` lists it.
+PYTHON ?= python3
+VENV ?= .venv
+# The torch to install where the environment has none; any from 2.11 on serves (make test TORCH="torch==2.11.0").
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py $(shell find build_support cuda_ops bert_cluster glue_eval squad_eval -name '*.py' -o -name '*.cpp' -o -name '*.h')
+
+.PHONY: help install demo test lint format clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed-dev ## environment in .venv, the package with its operators compiled, and everything for development
+
+demo: $(VENV)/.installed-demo ## a real BERT on SQuAD and QNLI: full, clustered and improved-clustered side by side
+	$(BIN)/python examples/demo.py
+
+test: $(VENV)/.installed-dev ## all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+
+lint: $(VENV)/.installed-dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev ## let ruff format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the environment and what was built
+	rm -rf $(VENV) build cuda_ops/_build_info.json cuda_ops/*.so *.egg-info
+
+$(VENV)/.environment:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=23.2" "setuptools>=77"
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.installed-demo: $(VENV)/.environment $(SOURCES)
+	$(BIN)/python -m pip install --quiet ".[demo]"
+	$(BIN)/python -m cuda_ops
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.environment $(SOURCES)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m cuda_ops
+	touch $@
