@@ -128,7 +128,7 @@ def _ranked(own: Sequence[_Scored], count: int, max_length: int) -> list[_Candid
 
 
 def _least_null(own: Sequence[_Scored]) -> _Candidate | None:
-    """The candidate "no answer", from the window where its score is lowest: where the model is least sure that there is none."""
+    """The candidate "no answer", from the window where its score is lowest."""
     nulls = [
         _Candidate((0, 0), float(start[window.null_position]), float(end[window.null_position]))
         for window, start, end in own

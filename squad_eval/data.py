@@ -164,8 +164,8 @@ def _check_columns(columns: tuple[str, ...], source: str) -> None:
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
         raise DataError(
-            f"{source}: expected the columns {', '.join(COLUMNS)} and answers, or an official SQuAD file; {missing[0]!r} "
-            f"is missing in {shorten(', '.join(columns), 200)}."
+            f"{source}: expected the columns {', '.join(COLUMNS)} and answers, or an official SQuAD file; "
+            f"{missing[0]!r} is missing in {shorten(', '.join(columns), 200)}."
         )
 
 
