@@ -40,7 +40,7 @@ inline A exact_backward(const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, co
     const int64_t here = smaller(count - first, QUERY_BLOCK);
     for (int64_t r = 0; r < here; ++r) {
       scale_row(q[queries[first + r]], scale, D, scaled + r * D);
-      memcpy(grad + r * D, g[queries[first + r]], size_t(D) * sizeof(A));
+      copy(grad + r * D, g[queries[first + r]], size_t(D) * sizeof(A));
     }
     tile_scores(scaled, here, tile.panels, keys, D, t, stride);
     tile_scores(grad, here, value_panels, keys, D, logit_grad, stride);
@@ -100,7 +100,7 @@ inline void clustered_backward_rows(const HeadBackward& head, int64_t h, const R
     const int64_t count = s.K ? valid_top(head.top_keys[h] + int64_t(cluster[c]) * s.K, s.K, s.N, index, top) : 0;
     A *a = weights + c * stride, *da = score_grad + c * stride, *o = outside + c * stride, largest;
     divide_row(a, softmax_numerators(a, n, &largest), n);
-    memcpy(o, a, size_t(n) * sizeof(A));
+    copy(o, a, size_t(n) * sizeof(A));
     A mass = A(0);
     for (int64_t j = 0; j < count; ++j) {
       mass += a[top[j]];
@@ -126,7 +126,7 @@ inline void clustered_backward_rows(const HeadBackward& head, int64_t h, const R
 template <class A>
 inline A* zeros(int64_t count, Scratch& scratch) {
   A* x = take<A>(scratch, count);
-  memset(x, 0, size_t(count) * sizeof(A));
+  clear(x, size_t(count) * sizeof(A));
   return x;
 }
 template <class A>

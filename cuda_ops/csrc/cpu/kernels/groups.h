@@ -13,7 +13,7 @@ struct Groups {
 
 inline Groups group_tokens(const int32_t* assignment, int64_t n, int64_t C, Scratch& scratch) {
   Groups groups{take<int64_t>(scratch, C + 2), take<int32_t>(scratch, n)};
-  memset(groups.first, 0, size_t(C + 2) * sizeof(int64_t));
+  clear(groups.first, size_t(C + 2) * sizeof(int64_t));
   for (int64_t i = 0; i < n; ++i)
     if (assignment[i] >= 0 && assignment[i] < C) ++groups.first[assignment[i] + 2];
   for (int64_t c = 1; c <= C + 1; ++c) groups.first[c] += groups.first[c - 1];

@@ -72,9 +72,9 @@ inline void cluster_rows(const uint64_t* codes, int64_t n, int64_t words, int64_
   int32_t* ones = take<int32_t>(scratch, C * words * 64);
   int32_t* members = take<int32_t>(scratch, C);
   int32_t* next = take<int32_t>(scratch, n);
-  memset(ones, 0, size_t(C * words * 64) * sizeof *ones);
-  memset(members, 0, size_t(C) * sizeof *members);
-  for (int64_t c = 0; c < C; ++c) memcpy(centroids + c * words, codes + (c * n / C) * words, size_t(words) * 8);
+  clear(ones, size_t(C * words * 64) * sizeof *ones);
+  clear(members, size_t(C) * sizeof *members);
+  for (int64_t c = 0; c < C; ++c) copy(centroids + c * words, codes + (c * n / C) * words, size_t(words) * 8);
   for (int64_t i = 0; i < n; ++i) assignment[i] = -1;
   for (int64_t round = 0;; ++round) {
     assign_codes(codes, n, words, centroids, C, next);
@@ -101,7 +101,7 @@ inline void cluster_rows(const uint64_t* codes, int64_t n, int64_t words, int64_
     }
     if (!changed) break;  // `next` is already the assignment by these centroids
   }
-  memcpy(assignment, next, size_t(n) * sizeof *next);
+  copy(assignment, next, size_t(n) * sizeof *next);
   release(scratch, before);
 }
 

@@ -43,21 +43,21 @@ inline int64_t named_keys(const int32_t* top, int64_t K, int64_t N, int32_t* nam
 template <class A>
 void hash_vectors(const Slice& x, const Valid& valid, const Sizes& s, const void* planes, int64_t* codes, Scratch& scratch) {
   const int64_t words = words_of(s.P);
-  memset(codes, 0, size_t(s.N * words) * 8);
+  clear(codes, size_t(s.N * words) * 8);
   uint64_t* compact = take<uint64_t>(scratch, valid.n * words);
   hash_rows(valid_rows<A>(x, valid, s.D, scratch), valid.n, static_cast<const A*>(planes), s.P, s.D, compact, scratch);
-  for (int64_t i = 0; i < valid.n; ++i) memcpy(codes + valid.position[i] * words, compact + i * words, size_t(words) * 8);
+  for (int64_t i = 0; i < valid.n; ++i) copy(codes + valid.position[i] * words, compact + i * words, size_t(words) * 8);
 }
 
 void cluster_codes(const int64_t* codes, const Valid& valid, const Sizes& s, int64_t iterations, int32_t* assignment, int64_t* centroids, Scratch& scratch) {
   const int64_t words = words_of(s.P);
   uint64_t* compact = take<uint64_t>(scratch, valid.n * words);
   int32_t* clusters = take<int32_t>(scratch, valid.n);
-  for (int64_t i = 0; i < valid.n; ++i) memcpy(compact + i * words, codes + valid.position[i] * words, size_t(words) * 8);
+  for (int64_t i = 0; i < valid.n; ++i) copy(compact + i * words, codes + valid.position[i] * words, size_t(words) * 8);
   if (valid.n)
     cluster_rows(compact, valid.n, words, s.C, iterations, clusters, reinterpret_cast<uint64_t*>(centroids), scratch);
   else
-    memset(centroids, 0, size_t(s.C * words) * 8);
+    clear(centroids, size_t(s.C * words) * 8);
   scatter_valid(clusters, valid, s.N, assignment);
 }
 
@@ -119,7 +119,7 @@ void centroid_attention(const void* scores, int64_t score_stride, const Slice& v
                         void* top_mass, void* log_mass, Scratch& scratch) {
   A *out = static_cast<A*>(rest), *mass = static_cast<A*>(top_mass), *log_sum = static_cast<A*>(log_mass);
   if (!valid.n) {
-    memset(out, 0, size_t(s.C * s.D) * sizeof(A));
+    clear(out, size_t(s.C * s.D) * sizeof(A));
     for (int64_t c = 0; c < s.C; ++c) {
       mass[c] = A(0);
       log_sum[c] = -infinity<A>();
@@ -151,7 +151,7 @@ void exact_attention(const Slice& q, const Slice& k, const Slice& v, const int32
                      double scale, void* out, Scratch& scratch) {
   A* result = static_cast<A*>(out);
   const Groups groups = group_tokens(assignment, s.N, s.C, scratch);
-  memset(result, 0, size_t(s.N * s.D) * sizeof(A));
+  clear(result, size_t(s.N * s.D) * sizeof(A));
   int32_t *named = take<int32_t>(scratch, s.K), *index = take<int32_t>(scratch, s.K < s.N ? s.N : s.K);
   for (int64_t i = 0; i < (s.K < s.N ? s.N : s.K); ++i) index[i] = int32_t(i);
   const ScratchMark before = mark(scratch);
@@ -163,7 +163,7 @@ void exact_attention(const Slice& q, const Slice& k, const Slice& v, const int32
     const A mass = static_cast<const A*>(top_mass)[c];
     attend(valid_rows<A>(q, members, s.D, scratch), index, members.n, A(scale), tile, s.D, scratch, [&](int32_t i, A* row, A total, A) {
       scale_attended(row, mass, total, s.D);
-      memcpy(result + members.position[i] * s.D, row, size_t(s.D) * sizeof(A));
+      copy(result + members.position[i] * s.D, row, size_t(s.D) * sizeof(A));
     });
   }
 }

@@ -139,7 +139,7 @@ inline void clear_padding(const Slice& out, const Valid& valid, const Sizes& siz
       ++i;
       continue;
     }
-    memset(static_cast<char*>(out.base) + size_t(token * out.token_stride) * element, 0, size_t(sizes.D) * element);
+    clear(static_cast<char*>(out.base) + size_t(token * out.token_stride) * element, size_t(sizes.D) * element);
   }
 }
 

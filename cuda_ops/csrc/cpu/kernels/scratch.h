@@ -1,6 +1,7 @@
 // Working memory of one worker: blocks that are reused from head to head and freed with the worker.
 #pragma once
 #include <stdlib.h>
+#include <string.h>
 
 #include "interface.h"
 
@@ -8,9 +9,12 @@ namespace {
 
 using namespace cuda_ops;
 
-inline void scratch_reset(Scratch& scratch) {
-  for (ScratchBlock* block = scratch.first; block; block = block->next) block->used = 0;
-  scratch.current = scratch.first;
+// Unlike memset and memcpy these take the null pointer of an empty tensor.
+inline void clear(void* p, size_t bytes) {
+  if (bytes) memset(p, 0, bytes);
+}
+inline void copy(void* to, const void* from, size_t bytes) {
+  if (bytes) memcpy(to, from, bytes);
 }
 
 template <class T>
