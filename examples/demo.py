@@ -2,7 +2,8 @@
 
     python examples/demo.py [--output_dir output/demo]
 
-Runs the two evaluation commands as anyone would; each prints its table and writes report.md, plot.png and the result files.
+Runs the two evaluation commands as anyone would; each prints its table and writes report.md, plot.png and the result
+files.
 """
 
 import argparse
