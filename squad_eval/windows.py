@@ -129,7 +129,7 @@ def _tokenise(
     sources = encoded.pop("overflow_to_sample_mapping")
     offsets = encoded.pop("offset_mapping")
     inputs = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-    windows, seen = [], {index: 0 for index in range(len(chunk))}
+    windows, seen = [], dict.fromkeys(range(len(chunk)), 0)
     for number, source in enumerate(sources):
         seen[source] += 1
         if max_windows is None or seen[source] <= max_windows:
