@@ -1,5 +1,6 @@
 """Peak memory of one method, on its own: the process on a CPU, the allocator on a GPU."""
 
+import contextlib
 import ctypes
 import gc
 from pathlib import Path
@@ -72,7 +73,5 @@ class PeakMemory:
 
 def _trim_heap() -> None:
     """Return free heap pages to the system (glibc keeps them, and they would count as resident)."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
-    except (OSError, AttributeError):
-        pass

@@ -81,7 +81,7 @@ def _agreement(agreement: Agreement | None) -> str:
         return NONE
     if agreement.kind == "same predictions":
         return f"{100 * agreement.value:.1f} %"
-    return f"differs by {agreement.value:.3f}"
+    return f"differs by {agreement.value:.2g}"
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:

@@ -147,7 +147,8 @@ class Store:
         """Read back what `write_chunk` wrote."""
         path = self.chunk_path(method, chunk)
         try:
-            with np.load(path, allow_pickle=False) as content:
+            # opened here: np.load leaves the file open where it is damaged
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
                 arrays = {name: content[name] for name in content.files if name != MEASURES}
                 return arrays, json.loads(str(content[MEASURES]))
         except (zipfile.BadZipFile, KeyError, ValueError, EOFError) as error:

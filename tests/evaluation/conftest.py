@@ -8,13 +8,20 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertModel
-from transformers import PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertModel,
+    PreTrainedTokenizerFast,
+)
 
-WORDS = (
-    "the a of in on what where who which colour animal city river lives sleeps runs near under house tree old new red "
-    "blue green cat dog bird fox mouse paris rome london oslo seine tiber thames fjord is not and or big small . , ?"
-).split()
+WORDS = [
+    *("the", "a", "of", "in", "on", "what", "where", "who", "which", "colour", "animal", "city"),
+    *("river", "lives", "sleeps", "runs", "near", "under", "house", "tree", "old", "new", "red", "blue"),
+    *("green", "cat", "dog", "bird", "fox", "mouse", "paris", "rome", "london", "oslo", "seine", "tiber"),
+    *("thames", "fjord", "is", "not", "and", "or", "big", "small", ".", ",", "?"),
+]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CITIES = ("paris", "rome", "london", "oslo")
 ANIMALS = ("cat", "dog", "bird", "fox", "mouse")
