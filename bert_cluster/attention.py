@@ -41,9 +41,7 @@ def attention(
         )
     settings = config.for_layer(0)
     planes = (
-        None
-        if settings.method == "full"
-        else random_planes(settings.bits, q.shape[-1], settings.seed).to(q.device)
+        None if settings.method == "full" else random_planes(settings.bits, q.shape[-1], settings.seed).to(q.device)
     )
     return run_layer(q, k, v, mask, settings, planes, scale)
 
@@ -61,22 +59,16 @@ def run_layer(
     if settings.method == "full" or planes is None:
         keys = None if mask is None else mask[:, None, None, :]
         grouped = k.shape[1] != q.shape[1]
-        return scaled_dot_product_attention(
-            q, k, v, attn_mask=keys, scale=scale, enable_gqa=grouped
-        )
+        return scaled_dot_product_attention(q, k, v, attn_mask=keys, scale=scale, enable_gqa=grouped)
     common = {
         "scale": scale,
         "exact_below": settings.exact_below,
         "iterations": settings.iterations,
     }
     if settings.method == "clustered":
-        out: Tensor = cuda_ops.clustered(
-            q, k, v, mask, planes, settings.clusters, **common
-        )[0]
+        out: Tensor = cuda_ops.clustered(q, k, v, mask, planes, settings.clusters, **common)[0]
     else:
-        out = cuda_ops.improved_clustered(
-            q, k, v, mask, planes, settings.clusters, settings.topk, **common
-        )[0]
+        out = cuda_ops.improved_clustered(q, k, v, mask, planes, settings.clusters, settings.topk, **common)[0]
     return out
 
 

@@ -12,9 +12,7 @@ from bert_cluster.errors import BertClusterError, ConfigError
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="bert-cluster", description="Clustered attention for pretrained encoders."
-    )
+    parser = argparse.ArgumentParser(prog="bert-cluster", description="Clustered attention for pretrained encoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser(
         "info",
@@ -40,9 +38,7 @@ def describe(folder: Path) -> str:
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(
-            f"{folder} has no config.json. Give the folder of a saved model."
-        ) from error
+        raise ConfigError(f"{folder} has no config.json. Give the folder of a saved model.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not JSON: {error}.") from error
     if not isinstance(data, dict):
@@ -50,17 +46,11 @@ def describe(folder: Path) -> str:
     if CONFIG_KEY not in data:
         return f"{folder}: a {data.get('model_type', 'model')} without settings of clustered attention (exact as it is)"
     config = ClusterConfig.from_dict(data[CONFIG_KEY])
-    lines = [
-        f"{folder}: a {data.get('model_type', 'model')} with {config.method} attention"
-    ]
+    lines = [f"{folder}: a {data.get('model_type', 'model')} with {config.method} attention"]
     shown = config.for_layer(-1)
+    lines += [f"  {name} = {getattr(shown, name)}" for name in (*METHODS[config.method], "exact_below", "seed")]
     lines += [
-        f"  {name} = {getattr(shown, name)}"
-        for name in (*METHODS[config.method], "exact_below", "seed")
-    ]
-    lines += [
-        f"  layer {index}: {' '.join(f'{k}={v}' for k, v in own.items())}"
-        for index, own in config.layers.items()
+        f"  layer {index}: {' '.join(f'{k}={v}' for k, v in own.items())}" for index, own in config.layers.items()
     ]
     return "\n".join(lines)
 

@@ -80,9 +80,7 @@ class ClusterConfig:
         object.__setattr__(self, "layers", _checked_layers(self.layers))
         _check_method("method", self.method)
         for name in LIMITS:
-            _check_budget(
-                name, getattr(self, name), optional=name not in ("exact_below", "seed")
-            )
+            _check_budget(name, getattr(self, name), optional=name not in ("exact_below", "seed"))
         for name in _all_budgets() - set(METHODS[self.method]):
             if getattr(self, name) is not None:
                 raise ConfigError(
@@ -100,20 +98,14 @@ class ClusterConfig:
         for name, default in METHODS[method].items():
             value = own.get(name, getattr(self, name))
             values[name] = default if value is None else value
-        unused = [
-            name
-            for name in own
-            if name in _all_budgets() and name not in METHODS[method]
-        ]
+        unused = [name for name in own if name in _all_budgets() and name not in METHODS[method]]
         if unused:
             raise ConfigError(
                 f"layers[{index}] sets {', '.join(unused)}, which means nothing to its method {method!r}. "
                 f"Leave it out, or choose another method."
             )
         exact_below = own.get("exact_below", self.exact_below)
-        return LayerSettings(
-            method=method, exact_below=exact_below, seed=self.seed, **values
-        )
+        return LayerSettings(method=method, exact_below=exact_below, seed=self.seed, **values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON: what is None is left out, `layers` has string keys, `version` is there."""
@@ -123,9 +115,7 @@ class ClusterConfig:
             if each.name not in ("method", "layers") and value is not None:
                 data[each.name] = value
         if self.layers:
-            data["layers"] = {
-                str(index): dict(values) for index, values in self.layers.items()
-            }
+            data["layers"] = {str(index): dict(values) for index, values in self.layers.items()}
         return data
 
     @classmethod
@@ -136,9 +126,7 @@ class ClusterConfig:
             ConfigError: not a mapping, a newer version than this package knows, or unknown keys.
         """
         if not isinstance(data, Mapping):
-            raise ConfigError(
-                f"Settings must be a JSON object, got {type(data).__name__}: {data!r}."
-            )
+            raise ConfigError(f"Settings must be a JSON object, got {type(data).__name__}: {data!r}.")
         version = data.get("version", VERSION)
         if not isinstance(version, int) or version > VERSION:
             raise ConfigError(
@@ -146,22 +134,14 @@ class ClusterConfig:
                 f"Install a newer bert-cluster."
             )
         names = {each.name for each in fields(cls)}
-        unknown = sorted(
-            str(key)
-            for key in data
-            if key not in names and key not in ("version", "library_version")
-        )
+        unknown = sorted(str(key) for key in data if key not in names and key not in ("version", "library_version"))
         if unknown:
-            raise ConfigError(
-                f"Unknown settings {', '.join(unknown)}; known are {', '.join(sorted(names))}."
-            )
+            raise ConfigError(f"Unknown settings {', '.join(unknown)}; known are {', '.join(sorted(names))}.")
         return cls(**{key: value for key, value in data.items() if key in names})
 
     def save(self, path: str | Path) -> None:
         """Write the settings as JSON."""
-        Path(path).write_text(
-            json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8"
-        )
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "ClusterConfig":
@@ -179,50 +159,34 @@ def _all_budgets() -> set[str]:
 
 def _check_method(where: str, method: Any) -> None:
     if method not in METHODS:
-        raise ConfigError(
-            f"{where} must be one of {', '.join(METHODS)}, got {method!r}."
-        )
+        raise ConfigError(f"{where} must be one of {', '.join(METHODS)}, got {method!r}.")
 
 
 def _check_budget(name: str, value: Any, *, optional: bool, where: str = "") -> None:
     if value is None and optional:
         return
     least, greatest = LIMITS[name]
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int)
-        or not least <= value <= greatest
-    ):
-        raise ConfigError(
-            f"{where}{name} must be a whole number from {least} to {greatest}, got {value!r}."
-        )
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= greatest:
+        raise ConfigError(f"{where}{name} must be a whole number from {least} to {greatest}, got {value!r}.")
 
 
 def _checked_layers(layers: Any) -> dict[int, dict[str, Any]]:
     if not isinstance(layers, Mapping):
-        raise ConfigError(
-            f"layers must map a layer's index to its settings, got {type(layers).__name__}."
-        )
+        raise ConfigError(f"layers must map a layer's index to its settings, got {type(layers).__name__}.")
     checked: dict[int, dict[str, Any]] = {}
     for key, values in layers.items():
         index = _layer_index(key)
         if not isinstance(values, Mapping):
-            raise ConfigError(
-                f"layers[{index}] must be a mapping such as {{'method': 'full'}}, got {values!r}."
-            )
+            raise ConfigError(f"layers[{index}] must be a mapping such as {{'method': 'full'}}, got {values!r}.")
         for name, value in values.items():
             if name not in LAYER_FIELDS:
-                raise ConfigError(
-                    f"layers[{index}] has no setting {name!r}; known are {', '.join(LAYER_FIELDS)}."
-                )
+                raise ConfigError(f"layers[{index}] has no setting {name!r}; known are {', '.join(LAYER_FIELDS)}.")
             if name == "method":
                 _check_method(f"layers[{index}]['method']", value)
             else:
                 _check_budget(name, value, optional=False, where=f"layers[{index}] ")
         if index in checked:
-            raise ConfigError(
-                f"layers names layer {index} twice, as a number and as a text."
-            )
+            raise ConfigError(f"layers names layer {index} twice, as a number and as a text.")
         checked[index] = dict(values)
     return dict(sorted(checked.items()))
 
@@ -231,7 +195,5 @@ def _layer_index(key: Any) -> int:
     if isinstance(key, str) and key.isdecimal():
         return int(key)
     if isinstance(key, bool) or not isinstance(key, int) or key < 0:
-        raise ConfigError(
-            f"layers must have whole numbers from 0 as keys, got {key!r}."
-        )
+        raise ConfigError(f"layers must have whole numbers from 0 as keys, got {key!r}.")
     return key

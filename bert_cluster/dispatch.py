@@ -25,9 +25,7 @@ NAME = "clustered"
 LAYER = "clustered_attention"  # attribute of a patched attention module: its Layer
 PLANES = "clustered_planes"  # its buffer: the bits of the float32 planes as int32, which no .to(dtype) casts
 
-_ADDED_TO_PADDING = (
-    -1000.0
-)  # families that add their mask put -10000 or less on padding and 0 elsewhere
+_ADDED_TO_PADDING = -1000.0  # families that add their mask put -10000 or less on padding and 0 elsewhere
 
 
 @dataclass
@@ -39,9 +37,7 @@ class Layer:
 
     settings: LayerSettings
     additive_padding: bool = False
-    calls: dict[str, int] = field(
-        default_factory=lambda: {"clustered": 0, "exact": 0, "reference": 0}
-    )
+    calls: dict[str, int] = field(default_factory=lambda: {"clustered": 0, "exact": 0, "reference": 0})
 
     def count(self, kind: str) -> None:
         if not torch.compiler.is_compiling():
@@ -86,9 +82,7 @@ def clustered_attention(
         return _with_weights(module, query, key, value, attention_mask, scaling)
     if layer.settings.method == "full":
         layer.count("exact")
-        return _exact(
-            module, query, key, value, attention_mask, scaling, dropout, **kwargs
-        )
+        return _exact(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     mask, problem = _key_padding(attention_mask, query, key, layer)
     if kwargs.get("is_causal") or getattr(module, "is_causal", False):
         problem = "the attention is causal"
@@ -98,9 +92,7 @@ def clustered_attention(
             f"{type(module).__name__} runs exact attention in this call: {problem}.",
             ExactAttentionWarning,
         )
-        return _exact(
-            module, query, key, value, attention_mask, scaling, dropout, **kwargs
-        )
+        return _exact(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     if module.training and dropout > 0:
         _warn_once(
             f"Clustered layers train without attention dropout; the model asks for {dropout}. Set "
@@ -109,11 +101,7 @@ def clustered_attention(
         )
     query, key, value = _one_dtype(query, key, value)
     out = run_layer(query, key, value, mask, layer.settings, _planes(module), scaling)
-    layer.count(
-        "reference"
-        if not torch.compiler.is_compiling() and runs_on_reference(query)
-        else "clustered"
-    )
+    layer.count("reference" if not torch.compiler.is_compiling() and runs_on_reference(query) else "clustered")
     return out.transpose(1, 2), None
 
 
@@ -158,9 +146,7 @@ def _planes(module: nn.Module) -> Tensor:
     return buffer.view(torch.float32)
 
 
-def _key_padding(
-    mask: Tensor | None, query: Tensor, key: Tensor, layer: Layer
-) -> tuple[Tensor | None, str | None]:
+def _key_padding(mask: Tensor | None, query: Tensor, key: Tensor, layer: Layer) -> tuple[Tensor | None, str | None]:
     """The mask as (B, N) booleans, or why it is no padding mask."""
     batch, tokens = query.shape[0], query.shape[2]
     if key.shape[2] != tokens:
@@ -195,12 +181,8 @@ def _exact(
 ) -> tuple[Tensor, None]:
     if mask is not None and mask.dim() == 2:
         mask = mask[:, None, None, :].to(torch.bool)
-    kwargs.setdefault(
-        "is_causal", False if mask is not None else getattr(module, "is_causal", False)
-    )
-    out, _ = sdpa_attention_forward(
-        module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs
-    )
+    kwargs.setdefault("is_causal", False if mask is not None else getattr(module, "is_causal", False))
+    out, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     return out, None
 
 
@@ -223,11 +205,7 @@ def _with_weights(
         key.repeat_interleave(groups, dim=1),
         value.repeat_interleave(groups, dim=1),
     )
-    scores = (
-        query
-        @ key.transpose(2, 3)
-        * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    )
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if mask is not None:
         mask = mask[:, None, None, :] if mask.dim() == 2 else mask
         if mask.dtype == torch.bool:
@@ -238,18 +216,12 @@ def _with_weights(
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
-def _one_dtype(
-    query: Tensor, key: Tensor, value: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Under autocast rotary positions leave q and k wider than v; exact attention casts all three, and so does this."""
     if query.dtype == key.dtype == value.dtype:
         return query, key, value
     kind = query.device.type
-    dtype = (
-        torch.get_autocast_dtype(kind)
-        if torch.is_autocast_enabled(kind)
-        else value.dtype
-    )
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
     return query.to(dtype), key.to(dtype), value.to(dtype)
 
 

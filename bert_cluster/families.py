@@ -50,9 +50,7 @@ def encoder_of(model: nn.Module) -> PreTrainedModel:
     found: list[PreTrainedModel] = []
     inside: list[str] = []
     for name, module in model.named_modules():
-        if isinstance(module, PreTrainedModel) and not any(
-            name.startswith(outer) for outer in inside
-        ):
+        if isinstance(module, PreTrainedModel) and not any(name.startswith(outer) for outer in inside):
             found.append(module)
             inside.append(f"{name}." if name else "")
     if len(found) != 1:
@@ -84,9 +82,7 @@ def attention_modules(model: PreTrainedModel) -> tuple[AttentionModule, ...]:
         _refuse_biases(each, kind)
     if all(each.exempt for each in found):
         reasons = sorted({str(each.exempt) for each in found})
-        raise UnsupportedModelError(
-            f"{kind} has no attention that can be clustered: {'; '.join(reasons)}."
-        )
+        raise UnsupportedModelError(f"{kind} has no attention that can be clustered: {'; '.join(reasons)}.")
     return found
 
 
@@ -113,9 +109,7 @@ def _dispatches(module: nn.Module) -> bool:
 
 
 def _exemption(module: nn.Module) -> str | None:
-    if "cross" in type(module).__name__.lower() or getattr(
-        module, "is_cross_attention", False
-    ):
+    if "cross" in type(module).__name__.lower() or getattr(module, "is_cross_attention", False):
         return "cross-attention"
     if getattr(module, "sliding_window", None) is not None:
         return "a sliding window"
@@ -145,15 +139,10 @@ def _refuse_decoders(model: PreTrainedModel, kind: str) -> None:
 def _refuse_biases(each: AttentionModule, kind: str) -> None:
     parameters = inspect.signature(inspect.unwrap(type(each.module).forward)).parameters
     relative = [
-        name
-        for name in vars(each.module) | each.module._parameters | each.module._modules
-        if "relative" in name
+        name for name in vars(each.module) | each.module._parameters | each.module._modules if "relative" in name
     ]
     active = [
-        name
-        for name in relative
-        if getattr(each.module, name) is not None
-        and getattr(each.module, name) is not False
+        name for name in relative if getattr(each.module, name) is not None and getattr(each.module, name) is not False
     ]
     if "position_bias" in parameters or active:
         raise UnsupportedModelError(
@@ -164,9 +153,7 @@ def _refuse_biases(each: AttentionModule, kind: str) -> None:
 
 def padded_by_addition(module: nn.Module) -> bool:
     """Whether the module's family adds its padding mask to the scores (B, 1, 1, N) instead of giving it as booleans."""
-    return (
-        getattr(getattr(module, "config", None), "model_type", None) in ADDITIVE_PADDING
-    )
+    return getattr(getattr(module, "config", None), "model_type", None) in ADDITIVE_PADDING
 
 
 def configs_of(model: nn.Module) -> Iterator[tuple[nn.Module, object]]:

@@ -38,21 +38,13 @@ class ModelInfo:
 
     def __str__(self) -> str:
         if not self.layers:
-            return (
-                "not patched: bert_cluster.patch(model) makes its attention clustered"
-            )
+            return "not patched: bert_cluster.patch(model) makes its attention clustered"
         width = max(len(layer.name) for layer in self.layers)
-        lines = [
-            f"{'layer':<{width}}  {'method':<18}  {'budgets':<46}  {'backend':<12}  clustered  exact  reference"
-        ]
+        lines = [f"{'layer':<{width}}  {'method':<18}  {'budgets':<46}  {'backend':<12}  clustered  exact  reference"]
         for layer in self.layers:
-            budgets = " ".join(
-                f"{name}={value}" for name, value in layer.budgets.items()
-            )
+            budgets = " ".join(f"{name}={value}" for name, value in layer.budgets.items())
             calls = f"{layer.calls['clustered']:>9}  {layer.calls['exact']:>5}  {layer.calls['reference']:>9}"
-            lines.append(
-                f"{layer.name:<{width}}  {layer.method:<18}  {budgets:<46}  {layer.backend:<12}  {calls}"
-            )
+            lines.append(f"{layer.name:<{width}}  {layer.method:<18}  {budgets:<46}  {layer.backend:<12}  {calls}")
         lines.append("Calls inside a compiled or exported graph are not counted.")
         return "\n".join(lines)
 
@@ -74,15 +66,7 @@ def info(model: nn.Module) -> ModelInfo:
         settings = layer.settings
         parameter = next(module.parameters())
         clustered = settings.method != "full"
-        backend = (
-            cuda_ops.backend_for(parameter.device.type, parameter.dtype)
-            if clustered
-            else "sdpa"
-        )
-        budgets = settings.budgets() | (
-            {"exact_below": settings.exact_below} if settings.exact_below else {}
-        )
-        layers.append(
-            LayerInfo(name, settings.method, budgets, backend, dict(layer.calls))
-        )
+        backend = cuda_ops.backend_for(parameter.device.type, parameter.dtype) if clustered else "sdpa"
+        budgets = settings.budgets() | ({"exact_below": settings.exact_below} if settings.exact_below else {})
+        layers.append(LayerInfo(name, settings.method, budgets, backend, dict(layer.calls)))
     return ModelInfo(tuple(layers))

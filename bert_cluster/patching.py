@@ -31,9 +31,7 @@ class Patch:
     """What `unpatch` needs: the attention modules by name, and the configurations that were there before."""
 
     modules: tuple[str, ...]
-    configs: list[
-        tuple[PretrainedConfig, PretrainedConfig]
-    ]  # (the model's own copy, the original)
+    configs: list[tuple[PretrainedConfig, PretrainedConfig]]  # (the model's own copy, the original)
 
 
 def patch(
@@ -80,20 +78,14 @@ def patch(
     }
     given = {name: value for name, value in named.items() if value is not None}
     if config is not None and given:
-        raise ConfigError(
-            f"patch() takes a ClusterConfig or its fields, got both (config and {', '.join(given)})."
-        )
+        raise ConfigError(f"patch() takes a ClusterConfig or its fields, got both (config and {', '.join(given)}).")
     if config is not None and not isinstance(config, ClusterConfig):
         raise ConfigError(
             f"patch() takes a ClusterConfig, got {type(config).__name__}. Write ClusterConfig(...), or name the fields."
         )
     encoder = encoder_of(model)
     modules = attention_modules(encoder)
-    chosen = (
-        ClusterConfig(**given)
-        if given
-        else config or stored_settings(encoder.config) or ClusterConfig()
-    )
+    chosen = ClusterConfig(**given) if given else config or stored_settings(encoder.config) or ClusterConfig()
     settings = _settings_by_module(encoder, modules, chosen)
     _refuse_states(encoder)
     buffers = {each.name: _planes_of(each, settings[each.name]) for each in modules}
@@ -105,9 +97,7 @@ def patch(
         layer = dispatch.Layer(settings[each.name], padded_by_addition(each.module))
         setattr(each.module, dispatch.LAYER, layer)
         if buffers[each.name] is not None:
-            each.module.register_buffer(
-                dispatch.PLANES, buffers[each.name], persistent=False
-            )
+            each.module.register_buffer(dispatch.PLANES, buffers[each.name], persistent=False)
     setattr(encoder, _STATE, Patch(tuple(each.name for each in modules), configs))
     encoder.set_attn_implementation(dispatch.NAME)
     setattr(encoder.config, CONFIG_KEY, chosen.to_dict())
@@ -123,9 +113,7 @@ def unpatch(model: Model) -> Model:
     encoder = encoder_of(model)
     state: Patch | None = vars(encoder).get(_STATE)
     if state is None:
-        raise NotPatchedError(
-            f"This {type(encoder).__name__} is not patched: there is nothing to undo."
-        )
+        raise NotPatchedError(f"This {type(encoder).__name__} is not patched: there is nothing to undo.")
     for name in state.modules:
         module = encoder.get_submodule(name)
         delattr(module, dispatch.LAYER)
@@ -175,16 +163,11 @@ def _settings_by_module(
     settings: dict[str, LayerSettings] = {}
     for index, each in enumerate(modules):
         asked = config.layers.get(index, {})
-        if (
-            each.exempt
-            and asked.get("method", "full" if not asked else config.method) != "full"
-        ):
+        if each.exempt and asked.get("method", "full" if not asked else config.method) != "full":
             raise ConfigError(
                 f"layers[{index}] ({each.name}) has {each.exempt} and stays exact. Leave it out of `layers`."
             )
-        settings[each.name] = (
-            LayerSettings("full") if each.exempt else config.for_layer(index)
-        )
+        settings[each.name] = LayerSettings("full") if each.exempt else config.for_layer(index)
     if all(each.method == "full" for each in settings.values()):
         raise ConfigError(
             "These settings leave every layer exact: there is nothing to patch. Do not patch, or choose a method."
@@ -199,18 +182,14 @@ def _refuse_states(encoder: PreTrainedModel) -> None:
             "output_attentions=True gives exact weights."
         )
     if any(parameter.is_meta for parameter in encoder.parameters()):
-        raise UnsupportedModelError(
-            "The model is on the meta device and has no weights yet. Load them, then patch."
-        )
+        raise UnsupportedModelError("The model is on the meta device and has no weights yet. Load them, then patch.")
 
 
 def _planes_of(each: AttentionModule, settings: LayerSettings) -> Any:
     if settings.method == "full":
         return None
     device = next(each.module.parameters()).device
-    return dispatch.planes_buffer(
-        random_planes(settings.bits, _head_size(each), settings.seed)
-    ).to(device)
+    return dispatch.planes_buffer(random_planes(settings.bits, _head_size(each), settings.seed)).to(device)
 
 
 def _head_size(each: AttentionModule) -> int:
@@ -219,24 +198,17 @@ def _head_size(each: AttentionModule) -> int:
         if isinstance(size, int):
             return size
     config: Any = each.module.config
-    size = (
-        getattr(config, "head_dim", None)
-        or config.hidden_size // config.num_attention_heads
-    )
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(size)
 
 
-def _own_configs(
-    model: nn.Module, encoder: PreTrainedModel
-) -> list[tuple[PretrainedConfig, PretrainedConfig]]:
+def _own_configs(model: nn.Module, encoder: PreTrainedModel) -> list[tuple[PretrainedConfig, PretrainedConfig]]:
     """Replace the encoder's configuration, and every configuration inside it, by copies; returns (copy, original)."""
     memo: dict[int, Any] = {}
     copy.deepcopy(encoder.config, memo)
     pairs: dict[int, tuple[PretrainedConfig, PretrainedConfig]] = {}
     for module, config in list(configs_of(model)):
-        if isinstance(config, PretrainedConfig) and (
-            id(config) in memo or module in set(encoder.modules())
-        ):
+        if isinstance(config, PretrainedConfig) and (id(config) in memo or module in set(encoder.modules())):
             own = copy.deepcopy(config, memo)
             pairs[id(config)] = (own, config)
             module.config = own
@@ -248,9 +220,5 @@ def _carry_changes(own: PretrainedConfig, original: PretrainedConfig) -> None:
     ours = {CONFIG_KEY, "_attn_implementation_internal"}
     before = vars(original)
     for name, value in vars(own).items():
-        if (
-            name not in ours
-            and not isinstance(value, PretrainedConfig)
-            and before.get(name) != value
-        ):
+        if name not in ours and not isinstance(value, PretrainedConfig) and before.get(name) != value:
             setattr(original, name, value)
