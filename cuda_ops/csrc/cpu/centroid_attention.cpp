@@ -12,7 +12,7 @@ std::tuple<Tensor, Tensor, Tensor> centroid_attention(const Tensor& scores, cons
   check_type("top_keys", top_keys, ScalarType::Int);
   const Dtype accumulation = accumulation_of(v);
   check_type("scores", scores, scalar_type(accumulation));
-  const Sizes sizes{N, D, C, K, 0};
+  const Sizes sizes{N, D, C, K, 0, 0};
   const Tensor packed = torch::stable::contiguous(scores), top = torch::stable::contiguous(top_keys);
   Tensor rest = empty({B, H, C, D}, scalar_type(accumulation)), top_mass = empty({B, H, C, 1}, scalar_type(accumulation)),
          log_mass = empty({B, H, C, 1}, scalar_type(accumulation));

@@ -7,7 +7,7 @@ Tensor centroid_scores(const Tensor& centroids, const Tensor& k, const std::opti
   STD_TORCH_CHECK(centroids.dim() == 4 && k.dim() == 4 && k.size(1) > 0 && centroids.size(1) % k.size(1) == 0 && centroids.size(3) == k.size(3),
                   "centroids must be (B, H, C, D) and k (B, H_kv, N, D), H a multiple of H_kv");
   const int64_t B = k.size(0), H = centroids.size(1), N = k.size(2), group = H / k.size(1);
-  const Sizes sizes{N, k.size(3), centroids.size(2), 0, 0};
+  const Sizes sizes{N, k.size(3), centroids.size(2), 0, 0, 0};
   check_shape("centroids", centroids, {B, H, sizes.C, sizes.D});
   const Dtype accumulation = accumulation_of(k);
   Tensor scores = empty({B, H, sizes.C, N}, scalar_type(accumulation));

@@ -9,7 +9,7 @@ std::tuple<Tensor, Tensor> cluster_codes(const Tensor& codes, const std::optiona
   STD_TORCH_CHECK(codes.dim() == 4 && codes.size(3) == words, "codes must be (B, H, N, ceil(bits / 64))");
   check_type("codes", codes, ScalarType::Long);
   const int64_t B = codes.size(0), H = codes.size(1), N = codes.size(2);
-  const Sizes sizes{N, 0, clusters, 0, bits};
+  const Sizes sizes{N, 0, clusters, 0, bits, 0};
   const Tensor packed = torch::stable::contiguous(codes);
   Tensor assignment = empty({B, H, N}, ScalarType::Int), centroids = empty({B, H, clusters, words}, ScalarType::Long);
   const ValidTokens valid(mask, B, N);

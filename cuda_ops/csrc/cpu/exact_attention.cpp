@@ -14,7 +14,7 @@ Tensor exact_attention(const Tensor& q, const Tensor& k, const Tensor& v, const 
   check_type("top_keys", top_keys, ScalarType::Int);
   const Dtype accumulation = accumulation_of(q);
   check_type("top_mass", top_mass, scalar_type(accumulation));
-  const Sizes sizes{N, D, C, K, 0};
+  const Sizes sizes{N, D, C, K, 0, 0};
   const Tensor groups = torch::stable::contiguous(assignment), top = torch::stable::contiguous(top_keys), mass = torch::stable::contiguous(top_mass);
   Tensor out = empty({B, H, N, D}, scalar_type(accumulation));
   const Heads queries(q), keys(k), values(v), result(out);

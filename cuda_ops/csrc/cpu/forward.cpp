@@ -2,24 +2,31 @@
 
 namespace cuda_ops {
 
-Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, const std::optional<Tensor>& planes, int64_t clusters, int64_t topk,
-                int64_t iterations, double scale, int64_t exact_below) {
+Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, const std::optional<Tensor>& planes, const Budgets& budgets,
+                double scale, int64_t exact_below) {
   check_queries(q, k, v);
-  const int64_t B = q.size(0), H = q.size(1), N = q.size(2), D = q.size(3), group = H / k.size(1), K = topk < N ? topk : N, C = clusters;
+  const int64_t B = q.size(0), H = q.size(1), N = q.size(2), D = q.size(3), group = H / k.size(1), C = budgets.clusters;
+  STD_TORCH_CHECK(C > 0 && budgets.topk >= 0 && budgets.iterations >= 0 && budgets.key_clusters >= 0 && budgets.band >= 0 && budgets.sample >= 0,
+                  "clusters must be positive, the other budgets not negative");
+  const int64_t K = budgets.topk < N ? budgets.topk : N;
   const Dtype accumulation = accumulation_of(q);
   std::optional<Tensor> wide_planes;
-  if (planes) {
-    STD_TORCH_CHECK(planes->dim() == 2 && planes->size(1) == D && C > 0 && topk >= 0 && iterations >= 0, "planes must be (P, D), clusters positive, topk and iterations not negative");
+  if (budgets.method == Method::clustered) {
+    STD_TORCH_CHECK(planes && planes->dim() == 2 && planes->size(1) == D, "planes must be (P, D)");
     wide_planes = torch::stable::contiguous(torch::stable::to(*planes, scalar_type(accumulation)));
   }
-  const Sizes sizes{N, D, C, K, planes ? planes->size(0) : 0};
+  STD_TORCH_CHECK(budgets.method != Method::refined || budgets.key_clusters > 0, "key_clusters must be positive");
+  const bool decides = budgets.method != Method::full, refined = budgets.method == Method::refined;
+  const Sizes sizes{N, D, C, K, planes ? planes->size(0) : 0, budgets.key_clusters};
   Forward result{empty_heads(B, H, N, D, q.scalar_type()), empty({B, H, N}, scalar_type(accumulation)), empty({B, H, N}, ScalarType::Int),
-                 empty({B, H, C, K}, ScalarType::Int)};
+                 empty({B, H, refined ? N : 0}, ScalarType::Int), empty({B, H, C, K}, ScalarType::Int)};
   const ValidTokens valid(mask, B, N);
   const Heads queries(q), keys(k), values(v), out(result.out);
-  const void* plane = planes ? wide_planes->data_ptr() : nullptr;
+  const void* plane = wide_planes ? wide_planes->data_ptr() : nullptr;
   char* log_mass = static_cast<char*>(result.log_mass.data_ptr());
-  int32_t *assignment = static_cast<int32_t*>(result.assignment.data_ptr()), *top_keys = static_cast<int32_t*>(result.top_keys.data_ptr());
+  int32_t *assignment = static_cast<int32_t*>(result.assignment.data_ptr()), *top_keys = static_cast<int32_t*>(result.top_keys.data_ptr()),
+          *key_assignment = static_cast<int32_t*>(result.key_assignment.data_ptr());
+  const Kernels& table = kernels(accumulation);
   for_each_head(B, H, [&](int64_t b, int64_t h, Scratch& scratch) {
     const int64_t i = b * H + h;
     HeadForward head{};
@@ -30,13 +37,16 @@ Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::op
     head.v = values(b, h / group);
     head.out = out(b, h);
     head.planes = plane;
-    head.iterations = iterations;
+    head.iterations = budgets.iterations;
+    head.sample = budgets.sample;
+    head.band = budgets.band;
     head.scale = scale;
-    head.exact = !planes || head.valid.n < exact_below;
+    head.exact = !decides || head.valid.n < exact_below;
     head.log_mass = log_mass + i * N * bytes_of(accumulation);
-    head.assignment = planes ? assignment + i * N : nullptr;
-    head.top_keys = planes && K ? top_keys + i * C * K : nullptr;
-    kernels(accumulation).improved_clustered(head, scratch);
+    head.assignment = decides ? assignment + i * N : nullptr;
+    head.key_assignment = refined ? key_assignment + i * N : nullptr;
+    head.top_keys = decides && K ? top_keys + i * C * K : nullptr;
+    (refined ? table.refined_clustered : table.improved_clustered)(head, scratch);
   });
   return result;
 }
@@ -75,7 +85,7 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q,
       tops.push_back(listed ? listed + (b * H + h) * clusters * K : nullptr);
     }
     HeadBackward head{};
-    head.sizes = {N, D, clusters, K, 0};
+    head.sizes = {N, D, clusters, K, 0, 0};
     head.valid = valid[b];
     head.group = group;
     head.grad = grads.data();

@@ -5,12 +5,19 @@
 namespace cuda_ops {
 
 struct Forward {
-  Tensor out, log_mass, assignment, top_keys;
+  Tensor out, log_mass, assignment, key_assignment, top_keys;
 };
 
-// `planes` empty: every row takes the exact path and no decisions are returned.
-Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, const std::optional<Tensor>& planes, int64_t clusters, int64_t topk,
-                int64_t iterations, double scale, int64_t exact_below);
+enum class Method { full, clustered, refined };
+
+struct Budgets {
+  Method method = Method::full;
+  int64_t clusters = 1, topk = 0, iterations = 0, key_clusters = 0, band = 0, sample = 0;
+};
+
+// With Method::full every row takes the exact path and there are no decisions. `planes` for Method::clustered only.
+Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, const std::optional<Tensor>& planes, const Budgets& budgets,
+                double scale, int64_t exact_below);
 
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
                                             const std::optional<Tensor>& assignment, const std::optional<Tensor>& top_keys, int64_t clusters, double scale,

@@ -4,7 +4,7 @@ namespace cuda_ops {
 namespace {
 
 std::tuple<Tensor, Tensor> full_attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, double scale) {
-  Forward result = forward(q, k, v, mask, std::nullopt, 1, 0, 0, scale, 0);
+  Forward result = forward(q, k, v, mask, std::nullopt, Budgets{}, scale, 0);
   return {result.out, result.log_mass};
 }
 

@@ -8,7 +8,7 @@ Tensor group_mean(const Tensor& x, const Tensor& assignment, int64_t clusters, d
   const int64_t B = x.size(0), H = x.size(1), N = x.size(2), D = x.size(3);
   check_shape("assignment", assignment, {B, H, N});
   check_type("assignment", assignment, ScalarType::Int);
-  const Sizes sizes{N, D, clusters, 0, 0};
+  const Sizes sizes{N, D, clusters, 0, 0, 0};
   const Dtype accumulation = accumulation_of(x);
   const Tensor groups = torch::stable::contiguous(assignment);
   Tensor means = empty({B, H, clusters, D}, scalar_type(accumulation));

@@ -6,7 +6,7 @@ namespace {
 Tensor hash_vectors(const Tensor& x, const Tensor& planes, const std::optional<Tensor>& mask) {
   STD_TORCH_CHECK(x.dim() == 4 && planes.dim() == 2 && planes.size(1) == x.size(3), "x must be (B, H, N, D) and planes (P, D)");
   const int64_t B = x.size(0), H = x.size(1), N = x.size(2);
-  const Sizes sizes{N, x.size(3), 0, 0, planes.size(0)};
+  const Sizes sizes{N, x.size(3), 0, 0, planes.size(0), 0};
   const int64_t words = (sizes.P + 63) / 64;
   const Dtype accumulation = accumulation_of(x);
   const Tensor wide_planes = torch::stable::contiguous(torch::stable::to(planes, scalar_type(accumulation)));

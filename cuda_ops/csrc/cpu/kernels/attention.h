@@ -67,15 +67,6 @@ inline void attend(const Rows<A>& q, const int32_t* queries, int64_t count, A sc
   release(scratch, before);
 }
 
-// The listed rows of `rows`, as rows.
-template <class A>
-inline Rows<A> listed_rows(const Rows<A>& rows, const int32_t* list, int64_t count, Scratch& scratch) {
-  if (!rows.position) return {rows.base, rows.stride, list};
-  int32_t* position = take<int32_t>(scratch, count);
-  for (int64_t i = 0; i < count; ++i) position[i] = rows.position[list[i]];
-  return {rows.base, rows.stride, position};
-}
-
 template <class A>
 inline KeyTile<A> key_tile(const Rows<A>& k, const Rows<A>& v, const int32_t* list, int64_t count, int64_t D, Scratch& scratch) {
   const Rows<A> keys = listed_rows(k, list, count, scratch);

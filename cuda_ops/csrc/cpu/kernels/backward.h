@@ -77,9 +77,7 @@ inline void clustered_backward_rows(const HeadBackward& head, int64_t h, const R
   const Groups groups = group_tokens(gather_valid(head.assignment[h], valid, scratch), n, s.C, scratch);
   const int32_t* index = index_of_position(valid, s.N, scratch);
   int32_t* cluster = take<int32_t>(scratch, smaller(s.C, n));
-  int64_t C = 0;
-  for (int64_t c = 0; c < s.C; ++c)
-    if (groups.size(c)) cluster[C++] = int32_t(c);
+  const int64_t C = filled_clusters(groups, s.C, cluster);
 
   A *means = take<A>(scratch, C * D), *sums = take<A>(scratch, C * D), *mean_grad = take<A>(scratch, C * D);
   A *weights = take<A>(scratch, C * stride), *score_grad = take<A>(scratch, C * stride);

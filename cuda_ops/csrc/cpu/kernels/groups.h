@@ -38,4 +38,21 @@ inline void mean_row(const Rows<A>& x, const int32_t* members, int64_t count, A 
   for (int64_t d = 0; d < D && count; ++d) mean[d] /= A(count);
 }
 
+// The listed rows of `rows`, as rows.
+template <class A>
+inline Rows<A> listed_rows(const Rows<A>& rows, const int32_t* list, int64_t count, Scratch& scratch) {
+  if (!rows.position) return {rows.base, rows.stride, list};
+  int32_t* position = take<int32_t>(scratch, count);
+  for (int64_t i = 0; i < count; ++i) position[i] = rows.position[list[i]];
+  return {rows.base, rows.stride, position};
+}
+
+// The clusters that have members, ascending; returns their number.
+inline int64_t filled_clusters(const Groups& groups, int64_t C, int32_t* cluster) {
+  int64_t filled = 0;
+  for (int64_t c = 0; c < C; ++c)
+    if (groups.size(c)) cluster[filled++] = int32_t(c);
+  return filled;
+}
+
 }  // namespace

@@ -182,6 +182,27 @@ inline void attend_all(const HeadForward& head, const Rows<A>& q, const Rows<A>&
   });
 }
 
+// scores[c][j] = means_c . k_j, one panel of keys at a time.
+template <class A>
+inline void panel_scores(const A* means, int64_t C, const Rows<A>& k, int64_t n, int64_t D, A* scores, int64_t stride, Scratch& scratch) {
+  const ScratchMark before = mark(scratch);
+  A* panel = take<A>(scratch, D * PANEL<A>);
+  for (int64_t j = 0; j < n; j += PANEL<A>) {
+    pack_panel(k, j, smaller(n - j, PANEL<A>), D, panel);
+    product(means, D, C, panel, D, scores + j, stride);
+  }
+  release(scratch, before);
+}
+
+// The decision for every cluster from those of the clusters with members. An empty one scores 0 everywhere: its top keys are the lowest.
+inline void write_all_top(const HeadForward& head, const Groups& groups, const int32_t* top, int64_t K, Scratch& scratch) {
+  const Sizes& s = head.sizes;
+  if (!s.K) return;
+  int32_t* lowest = take<int32_t>(scratch, K);
+  for (int64_t j = 0; j < K; ++j) lowest[j] = int32_t(j);
+  for (int64_t c = 0, filled = 0; c < s.C; ++c) write_top(groups.size(c) ? top + filled++ * K : lowest, K, head.valid, s.K, head.top_keys + c * s.K);
+}
+
 template <class A>
 inline void clustered_rows(const HeadForward& head, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, A* log_mass, Scratch& scratch) {
   const Sizes& s = head.sizes;
@@ -196,19 +217,13 @@ inline void clustered_rows(const HeadForward& head, const Rows<A>& q, const Rows
   // From here on only the clusters that have members; an empty one would score 0 everywhere: its top keys are the lowest.
   const Groups groups = group_tokens(assignment, n, s.C, scratch);
   int32_t* cluster = take<int32_t>(scratch, smaller(s.C, n));
-  int64_t C = 0;
-  for (int64_t c = 0; c < s.C; ++c)
-    if (groups.size(c)) cluster[C++] = int32_t(c);
+  const int64_t C = filled_clusters(groups, s.C, cluster);
   A* means = take<A>(scratch, C * D);
   for (int64_t c = 0; c < C; ++c) mean_row(q, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), A(head.scale), D, means + c * D);
 
   const int64_t stride = panel_count<A>(n) * PANEL<A>;
   A *weights = take<A>(scratch, C * stride), *total = take<A>(scratch, C), *mass = take<A>(scratch, C), *log_sum = take<A>(scratch, C);
-  A* panel = take<A>(scratch, D * PANEL<A>);
-  for (int64_t j = 0; j < n; j += PANEL<A>) {
-    pack_panel(k, j, smaller(n - j, PANEL<A>), D, panel);
-    product(means, D, C, panel, D, weights + j, stride);
-  }
+  panel_scores(means, C, k, n, D, weights, stride, scratch);
   int32_t* top = take<int32_t>(scratch, C * K);
   for (int64_t c = 0; c < C; ++c) {
     select_top(weights + c * stride, n, K, top + c * K, scratch);
@@ -218,11 +233,7 @@ inline void clustered_rows(const HeadForward& head, const Rows<A>& q, const Rows
   weighted_sum(weights, stride, 1, C, v, n, D, false, rest, D);
   for (int64_t c = 0; c < C; ++c) divide_row(rest + c * D, total[c], D);
 
-  if (s.K) {
-    int32_t* lowest = take<int32_t>(scratch, K);
-    for (int64_t j = 0; j < K; ++j) lowest[j] = int32_t(j);
-    for (int64_t c = 0, filled = 0; c < s.C; ++c) write_top(groups.size(c) ? top + filled++ * K : lowest, K, valid, s.K, head.top_keys + c * s.K);
-  }
+  write_all_top(head, groups, top, K, scratch);
   const ScratchMark before = mark(scratch);
   for (int64_t c = 0; c < C; ++c, release(scratch, before)) {
     const int32_t* members = groups.order + groups.first[cluster[c]];
@@ -242,13 +253,15 @@ inline void clustered_rows(const HeadForward& head, const Rows<A>& q, const Rows
   }
 }
 
-template <class A>
-void improved_clustered(const HeadForward& head, Scratch& scratch) {
+// One fused forward: decisions of -1 where there are none, zeros on padding, and `rows` for the rows that are clustered.
+template <class A, void (*rows)(const HeadForward&, const Rows<A>&, const Rows<A>&, const Rows<A>&, A*, Scratch&)>
+void fused(const HeadForward& head, Scratch& scratch) {
   const Sizes& s = head.sizes;
   const Valid& valid = head.valid;
   clear_padding(head.out, valid, s);
   if (head.exact || !valid.n) {
     for (int64_t i = 0; head.assignment && i < s.N; ++i) head.assignment[i] = -1;
+    for (int64_t i = 0; head.key_assignment && i < s.N; ++i) head.key_assignment[i] = -1;
     for (int64_t i = 0; head.top_keys && i < s.C * s.K; ++i) head.top_keys[i] = -1;
   }
   A* log_mass = take<A>(scratch, valid.n);
@@ -257,7 +270,7 @@ void improved_clustered(const HeadForward& head, Scratch& scratch) {
     if (head.exact)
       attend_all(head, q, k, v, log_mass, scratch);
     else
-      clustered_rows(head, q, k, v, log_mass, scratch);
+      rows(head, q, k, v, log_mass, scratch);
   }
   scatter_values(log_mass, valid, s.N, -infinity<A>(), static_cast<A*>(head.log_mass));
 }

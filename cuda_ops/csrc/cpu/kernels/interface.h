@@ -34,7 +34,7 @@ struct Scratch {
 };
 
 struct Sizes {
-  int64_t N, D, C, K, P;
+  int64_t N, D, C, K, P, M;
 };
 
 // What a forward operator needs of one (batch, head). Unused members are null or 0.
@@ -43,11 +43,13 @@ struct HeadForward {
   Valid valid;
   Slice q, k, v, out;
   const void* planes;       // (P, D) in the accumulation type
-  int64_t iterations;
+  int64_t iterations;       // or rounds
+  int64_t sample, band;
   double scale;
   bool exact;               // the row takes the exact path
   void* log_mass;           // (N) in the accumulation type
   int32_t* assignment;      // (N)
+  int32_t* key_assignment;  // (N)
   int32_t* top_keys;        // (C, K), K already at most N
 };
 
@@ -79,6 +81,7 @@ struct Kernels {
   void (*exact_attention)(const Slice& q, const Slice& k, const Slice& v, const int32_t* assignment, const int32_t* top_keys, const void* top_mass,
                           const Sizes&, double scale, void* out, Scratch&);
   void (*improved_clustered)(const HeadForward&, Scratch&);   // clustered is K = 0, full_attention is exact = true
+  void (*refined_clustered)(const HeadForward&, Scratch&);
   void (*improved_clustered_backward)(const HeadBackward&, Scratch&);
 };
 

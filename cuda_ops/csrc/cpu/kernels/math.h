@@ -67,22 +67,34 @@ constexpr A infinity() {
   return A(__builtin_inf());
 }
 
-// Turns a row of n scores into exp(score - largest) in place and returns their sum; the row is padded with 0 to a whole number of vectors.
+// A row of n numbers lies in memory for a whole number of vectors; what is behind n is set to -inf here.
 template <class A>
-inline A softmax_numerators(A* row, int64_t n, A* largest) {
+inline A row_largest(A* row, int64_t n) {
   constexpr int L = Vec<A>::lanes;
   const int64_t padded = round_up(n, L);
   for (int64_t j = n; j < padded; ++j) row[j] = -infinity<A>();
   vec<A> most = set(-infinity<A>());
   for (int64_t j = 0; j < padded; j += L) most = larger(load(row + j), most);
-  *largest = largest_lane<A>(most);
+  return largest_lane<A>(most);
+}
+
+// Turns a row, after row_largest, into exp(row - largest) and returns the sum.
+template <class A>
+inline A numerators(A* row, int64_t n, A largest) {
+  constexpr int L = Vec<A>::lanes;
   vec<A> total = set(A(0));
-  for (int64_t j = 0; j < padded; j += L) {
-    const vec<A> e = exponential<A>(load(row + j) - set(*largest));
+  for (int64_t j = 0; j < round_up(n, L); j += L) {
+    const vec<A> e = exponential<A>(load(row + j) - set(largest));
     store(row + j, e);
     total = total + e;
   }
   return sum_lanes<A>(total);
+}
+
+template <class A>
+inline A softmax_numerators(A* row, int64_t n, A* largest) {
+  *largest = row_largest(row, n);
+  return numerators(row, n, *largest);
 }
 
 }  // namespace

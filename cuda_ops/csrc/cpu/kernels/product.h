@@ -135,4 +135,23 @@ inline void weighted_sum(const A* weights, int64_t weight_stride, int64_t weight
   }
 }
 
+// a . b in the order of vectors, then of lanes.
+template <class A>
+inline A row_product(const A* a, const A* b, int64_t D) {
+  constexpr int L = Vec<A>::lanes;
+  vec<A> sum = set(A(0));
+  int64_t d = 0;
+  for (; d + L <= D; d += L) sum = fma(load(a + d), load(b + d), sum);
+  if (d < D) sum = fma(load_part(a + d, D - d), load_part(b + d, D - d), sum);
+  return sum_lanes<A>(sum);
+}
+
+template <class A>
+inline void add_scaled(const A* row, A weight, int64_t D, A* out) {
+  constexpr int L = Vec<A>::lanes;
+  int64_t d = 0;
+  for (; d + L <= D; d += L) store(out + d, fma(set(weight), load(row + d), load(out + d)));
+  if (d < D) store_part(out + d, fma(set(weight), load_part(row + d, D - d), load_part(out + d, D - d)), D - d);
+}
+
 }  // namespace

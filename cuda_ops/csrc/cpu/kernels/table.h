@@ -1,6 +1,7 @@
 // The table of functions of this translation unit's instruction set.
 #pragma once
 #include "backward.h"
+#include "refined.h"
 
 namespace {
 
@@ -14,7 +15,8 @@ constexpr Kernels kernels_named(const char* name) {
           top_keys<A>,
           centroid_attention<A>,
           exact_attention<A>,
-          improved_clustered<A>,
+          fused<A, clustered_rows<A>>,
+          fused<A, refined_rows<A>>,
           improved_clustered_backward<A>};
 }
 

@@ -1,0 +1,126 @@
+// refined_clustered on one (batch, head): each query attends to the K exact keys of its cluster, to M virtual keys that stand for the rest, and to its band.
+#pragma once
+#include "heads.h"
+#include "kmeans.h"
+#include "tail.h"
+
+namespace {
+
+template <class A>
+inline A larger_of(A a, A b) {
+  return a > b ? a : b;
+}
+
+// What the queries of one cluster share.
+template <class A>
+struct ClusterView {
+  const A *mean, *scores;         // (D), (n)
+  const uint8_t* is_top;          // (n)
+  const A *log_mass, *spread;     // (M)
+  const A* shift;                 // (M): ln Z_cm - mean . K_cm
+  KeyTile<A> tile;                // K exact keys, then M virtual ones
+  int64_t K, M, W;
+  const int32_t* key_cluster;     // (n)
+};
+
+// Logits of the band of query i at distance -W … W: of the exact products and of what the tail already counted; both -inf where there is nothing to exchange.
+template <class A>
+inline void band_logits(const ClusterView<A>& view, const A* query, const A* virtual_logits, const Rows<A>& k, int64_t i, int64_t n, int64_t D, A* exact, A* counted) {
+  for (int64_t w = 0; w <= 2 * view.W; ++w) {
+    const int64_t j = i + w - view.W;
+    exact[w] = counted[w] = -infinity<A>();
+    if (j < 0 || j >= n || view.is_top[j]) continue;
+    const int32_t m = view.key_cluster[j];
+    exact[w] = row_product(query, k[j], D);
+    counted[w] = view.scores[j] + (virtual_logits[m] - view.log_mass[m]);
+  }
+}
+
+template <class A>
+inline void attend_refined(const ClusterView<A>& view, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, const int32_t* queries, int64_t count, A scale, int64_t n,
+                           const HeadForward& head, A* log_mass, Scratch& scratch) {
+  const ScratchMark before = mark(scratch);
+  const int64_t D = head.sizes.D, keys = view.tile.count, stride = panel_count<A>(keys) * PANEL<A>, band = round_up(2 * view.W + 1, Vec<A>::lanes);
+  A *scaled = take<A>(scratch, QUERY_BLOCK * D), *logits = take<A>(scratch, QUERY_BLOCK * stride), *out = take<A>(scratch, QUERY_BLOCK * D);
+  A *exact = take<A>(scratch, QUERY_BLOCK * band), *counted = take<A>(scratch, QUERY_BLOCK * band), total[QUERY_BLOCK], largest[QUERY_BLOCK];
+  for (int64_t first = 0; first < count; first += QUERY_BLOCK) {
+    const int64_t here = smaller(count - first, QUERY_BLOCK);
+    for (int64_t r = 0; r < here; ++r) scale_row(q[queries[first + r]], scale, D, scaled + r * D);
+    tile_scores(scaled, here, view.tile.panels, keys, D, logits, stride);
+    for (int64_t r = 0; r < here; ++r) {
+      A *row = logits + r * stride, *near = exact + r * band, *tail = counted + r * band;
+      const A half = square_distance(scaled + r * D, view.mean, D) / 2;
+      for (int64_t m = 0; m < view.M; ++m) {
+        const A second = half * view.spread[m];
+        row[view.K + m] += view.shift[m] + (second > A(1) ? A(1) : second);
+      }
+      for (int64_t w = 0; w < band; ++w) near[w] = tail[w] = -infinity<A>();
+      if (view.W) band_logits(view, scaled + r * D, row + view.K, k, queries[first + r], n, D, near, tail);
+      largest[r] = larger_of(row_largest(row, keys), row_largest(near, band));
+      total[r] = numerators(row, keys, largest[r]);
+      numerators(near, band, largest[r]);
+      numerators(tail, band, largest[r]);
+    }
+    weighted_sum(logits, stride, 1, here, view.tile.values, keys, D, false, out, D);
+    for (int64_t r = 0; r < here; ++r) {
+      const int64_t i = queries[first + r];
+      for (int64_t w = 0; view.W && w <= 2 * view.W; ++w) {
+        const int64_t j = i + w - view.W;
+        if (j < 0 || j >= n || view.is_top[j]) continue;
+        const A weight = exact[r * band + w] - counted[r * band + w];
+        total[r] += weight;
+        add_scaled(v[j], weight, D, out + r * D);
+      }
+      divide_row(out + r * D, total[r], D);
+      write_row(head.out, head.valid.position[i], D, out + r * D);
+      log_mass[i] = largest[r] + logarithm(total[r]);
+    }
+  }
+  release(scratch, before);
+}
+
+template <class A>
+inline void refined_rows(const HeadForward& head, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, A* log_mass, Scratch& scratch) {
+  const Sizes& s = head.sizes;
+  const int64_t n = head.valid.n, D = s.D, M = s.M, K = smaller(s.K, n);
+  int32_t *query_cluster = take<int32_t>(scratch, n), *key_cluster = take<int32_t>(scratch, n);
+  // Queries are clustered unscaled: the scale changes no distance's order.
+  cluster_euclidean(q, n, s.C, head.iterations, head.sample, D, query_cluster, scratch);
+  cluster_euclidean(k, n, M, head.iterations, head.sample, D, key_cluster, scratch);
+  scatter_valid(query_cluster, head.valid, s.N, head.assignment);
+  scatter_valid(key_cluster, head.valid, s.N, head.key_assignment);
+
+  const Groups groups = group_tokens(query_cluster, n, s.C, scratch), key_groups = group_tokens(key_cluster, n, M, scratch);
+  int32_t* cluster = take<int32_t>(scratch, smaller(s.C, n));
+  const int64_t C = filled_clusters(groups, s.C, cluster), stride = panel_count<A>(n) * PANEL<A>;
+  A *means = take<A>(scratch, C * D), *scores = take<A>(scratch, C * stride);
+  for (int64_t c = 0; c < C; ++c) mean_row(q, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), A(head.scale), D, means + c * D);
+  panel_scores(means, C, k, n, D, scores, stride, scratch);
+
+  int32_t* top = take<int32_t>(scratch, C * K);
+  uint8_t* is_top = take<uint8_t>(scratch, C * n);
+  clear(is_top, size_t(C * n));
+  for (int64_t c = 0; c < C; ++c) {
+    select_top(scores + c * stride, n, K, top + c * K, scratch);
+    for (int64_t j = 0; j < K; ++j) is_top[c * n + top[c * K + j]] = 1;
+  }
+  write_all_top(head, groups, top, K, scratch);
+  const Tails<A> tail = tails(k, v, n, key_groups, M, scores, stride, is_top, C, D, scratch);
+
+  const ScratchMark before = mark(scratch);
+  for (int64_t c = 0; c < C; ++c, release(scratch, before)) {
+    A *keys = take<A>(scratch, (K + M) * D), *values = take<A>(scratch, (K + M) * D), *shift = take<A>(scratch, M);
+    for (int64_t j = 0; j < K; ++j) {
+      copy(keys + j * D, k[top[c * K + j]], size_t(D) * sizeof(A));
+      copy(values + j * D, v[top[c * K + j]], size_t(D) * sizeof(A));
+    }
+    copy(keys + K * D, tail.keys + c * M * D, size_t(M * D) * sizeof(A));
+    copy(values + K * D, tail.values + c * M * D, size_t(M * D) * sizeof(A));
+    for (int64_t m = 0; m < M; ++m) shift[m] = tail.log_mass[c * M + m] - row_product(means + c * D, keys + (K + m) * D, D);
+    const KeyTile<A> tile{pack_panels(Rows<A>{keys, D, nullptr}, K + M, D, scratch), Rows<A>{values, D, nullptr}, K + M};
+    const ClusterView<A> view{means + c * D, scores + c * stride, is_top + c * n, tail.log_mass + c * M, tail.spread + c * M, shift, tile, K, M, smaller(head.band, n), key_cluster};
+    attend_refined(view, q, k, v, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), A(head.scale), n, head, log_mass, scratch);
+  }
+}
+
+}  // namespace

@@ -1,0 +1,16 @@
+#include "forward.h"
+
+namespace cuda_ops {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> refined_clustered(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
+                                                                     int64_t clusters, int64_t topk, int64_t key_clusters, int64_t band, int64_t rounds,
+                                                                     int64_t sample, double scale, int64_t exact_below) {
+  const Budgets budgets{Method::refined, clusters, topk, rounds, key_clusters, band, sample};
+  Forward result = forward(q, k, v, mask, std::nullopt, budgets, scale, exact_below);
+  return {result.out, result.log_mass, result.assignment, result.key_assignment, result.top_keys};
+}
+
+}  // namespace
+STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) { m.impl("refined_clustered", TORCH_BOX(&refined_clustered)); }
+}  // namespace cuda_ops
