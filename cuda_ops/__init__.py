@@ -6,7 +6,8 @@
 # Importing autograd and fakes registers the gradients and the fake kernels.
 from cuda_ops import autograd, fakes  # noqa: F401
 from cuda_ops._library import ReferenceBackendWarning, Status, backend_for, status
-from cuda_ops.ops import clustered, full_attention, improved_clustered
+from cuda_ops.ops import clustered, full_attention, improved_clustered, refined_clustered
+from cuda_ops.refined_stages import cluster_rows, refined_attention, tail
 from cuda_ops.stages import (
     centroid_attention,
     centroid_scores,
@@ -28,6 +29,7 @@ __all__ = [
     "centroid_attention",
     "centroid_scores",
     "cluster_codes",
+    "cluster_rows",
     "clustered",
     "exact_attention",
     "full_attention",
@@ -35,6 +37,9 @@ __all__ = [
     "group_scatter",
     "hash_vectors",
     "improved_clustered",
+    "refined_attention",
+    "refined_clustered",
     "status",
+    "tail",
     "top_keys",
 ]

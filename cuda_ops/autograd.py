@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cuda_ops import reference_backward
+from cuda_ops import reference_backward, reference_refined_backward
 from cuda_ops.reference_parts import without_autocast
+from cuda_ops.reference_refined import Decisions, Tail
 from cuda_ops.schemas import LIBRARY, NAMESPACE
 
 Context = Any
@@ -37,7 +38,7 @@ def _register_decision(operator: str) -> None:
     _register(operator, setup_context, backward)
 
 
-for _operator in ("hash_vectors", "cluster_codes", "top_keys"):
+for _operator in ("hash_vectors", "cluster_codes", "cluster_rows", "top_keys"):
     _register_decision(_operator)
 
 
@@ -46,6 +47,7 @@ _centroid_scores_backward = without_autocast(reference_backward.centroid_scores_
 _centroid_attention_backward = without_autocast(reference_backward.centroid_attention_backward)
 _exact_attention_backward = without_autocast(reference_backward.exact_attention_backward)
 _group_scatter_backward = without_autocast(reference_backward.group_scatter_backward)
+_refined_attention_backward = without_autocast(reference_refined_backward.refined_attention_backward)
 
 
 def _group_mean_context(ctx: Context, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -104,11 +106,52 @@ def _group_scatter_gradient(ctx: Context, grad: Tensor) -> tuple[Optional, ...]:
     return _group_scatter_backward(grad, assignment, ctx.clusters), None
 
 
+def _tail_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.count = inputs
+    ctx.save_for_backward(*tensors)
+
+
+@without_autocast
+def _tail_gradient_of(grad: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    others, rest = arguments[:3], arguments[3:]
+    return reference_refined_backward.tail_backward(Tail(grad, *others), *rest)
+
+
+def _tail_gradient(ctx: Context, *grads: Tensor) -> tuple[Optional, ...]:
+    scores, k, v, key_clusters, top_keys = ctx.saved_tensors
+    dscores, dk, dv = _tail_gradient_of(*grads, scores, k, v, key_clusters, top_keys, ctx.count)
+    return dscores, dk.to(k.dtype), dv.to(v.dtype), None, None, None
+
+
+def _refined_attention_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tensors, ctx.band, ctx.scale = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _refined_attention_gradient(ctx: Context, grad: Tensor, grad_log_mass: Optional) -> tuple[Optional, ...]:
+    q, k, v, mask, centroids, scores, *others = ctx.saved_tensors
+    tails, decisions = Tail(*others[:4]), Decisions(*others[4:])
+    dq, dk, dv, dcentroids, dscores, dtails = _refined_attention_backward(
+        grad, q, k, v, mask, centroids, scores, tails, decisions, ctx.band, ctx.scale
+    )
+    return (
+        *(x.to(q.dtype) for x in (dq, dk, dv)),
+        None,
+        dcentroids,
+        dscores,
+        *dtails,
+        *(None,) * 5,
+    )
+
+
 _register("group_mean", _group_mean_context, _group_mean_gradient)
 _register("centroid_scores", _centroid_scores_context, _centroid_scores_gradient)
 _register("centroid_attention", _centroid_attention_context, _centroid_attention_gradient)
 _register("exact_attention", _exact_attention_context, _exact_attention_gradient)
 _register("group_scatter", _group_scatter_context, _group_scatter_gradient)
+_register("tail", _tail_context, _tail_gradient)
+_register("refined_attention", _refined_attention_context, _refined_attention_gradient)
 
 
 def _save(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -151,9 +194,22 @@ def _improved_clustered_gradient(ctx: Context, grad: Tensor, *_: Optional) -> tu
     return (*gradients, *(None,) * 7)
 
 
+def _refined_clustered_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _save(ctx, inputs, output)
+    ctx.clusters, _, ctx.key_clusters, ctx.band, _, _, ctx.scale, ctx.exact_below = inputs[4:]
+
+
+def _refined_clustered_gradient(ctx: Context, grad: Tensor, *_: Optional) -> tuple[Optional, ...]:
+    gradients = torch.ops.cuda_ops.refined_clustered_backward(
+        grad, *ctx.saved_tensors, ctx.clusters, ctx.key_clusters, ctx.band, ctx.scale, ctx.exact_below
+    )
+    return (*gradients, *(None,) * 9)
+
+
 _register("full_attention", _full_attention_context, _full_attention_gradient)
 _register("clustered", _clustered_context, _clustered_gradient)
 _register("improved_clustered", _improved_clustered_context, _improved_clustered_gradient)
+_register("refined_clustered", _refined_clustered_context, _refined_clustered_gradient)
 
 
 def _register_no_second_derivative(operator: str) -> None:
@@ -171,5 +227,5 @@ def _register_no_second_derivative(operator: str) -> None:
     _register(f"{operator}_backward", setup_context, backward)
 
 
-for _operator in ("full_attention", "clustered", "improved_clustered"):
+for _operator in ("full_attention", "clustered", "improved_clustered", "refined_clustered"):
     _register_no_second_derivative(_operator)

@@ -152,14 +152,22 @@ def codes(x: Tensor, bits: int) -> None:
         )
 
 
-def groups(assignment: Tensor, batch: int, heads: int, tokens: int | None, first: str, like: Tensor) -> None:
+def groups(
+    assignment: Tensor,
+    batch: int,
+    heads: int,
+    tokens: int | None,
+    first: str,
+    like: Tensor,
+    name: str = "assignment",
+) -> None:
     """assignment (B, H, N) int32; any N for None."""
-    _tensor("assignment", assignment, 3, "(B, H, N)")
+    _tensor(name, assignment, 3, "(B, H, N)")
     if assignment.dtype != torch.int32:
-        raise TypeError(f"assignment must be int32, got {assignment.dtype}. Convert it with .int().")
+        raise TypeError(f"{name} must be int32, got {assignment.dtype}. Convert it with .int().")
     expected = (batch, heads, assignment.shape[2] if tokens is None else tokens)
-    _shape("assignment", assignment, expected, f"(B, H, N) of {first}")
-    _device("assignment", assignment, first, like)
+    _shape(name, assignment, expected, f"(B, H, N) of {first}")
+    _device(name, assignment, first, like)
 
 
 def key_lists(top_keys: Tensor, batch: int, heads: int, clusters: int, first: str, like: Tensor) -> None:
@@ -203,6 +211,15 @@ def same_batch_and_heads(name: str, x: Tensor, first: str, like: Tensor) -> None
     _device(name, x, first, like)
 
 
+def cells(name: str, x: Tensor, expected: tuple[int, ...], axes: str, first: str, like: Tensor) -> None:
+    """x is one tensor of the tail, of the type, the device and the clusters of `like`."""
+    _tensor(name, x, len(expected), axes)
+    _shape(name, x, expected, axes)
+    _device(name, x, first, like)
+    if x.dtype != like.dtype:
+        raise TypeError(f"{name} must be {like.dtype} as {first}, got {x.dtype}. Make it with tail.")
+
+
 def same_as(name: str, x: Tensor, first: str, like: Tensor) -> None:
     """x has the shape, the type and the device of `like`."""
     _shape(name, x, like.shape, f"(B, H, N, D) of {first}")
@@ -213,6 +230,22 @@ def same_as(name: str, x: Tensor, first: str, like: Tensor) -> None:
 
 def cluster_count(clusters: int) -> None:
     _integer("clusters", clusters, 1, LARGEST_CLUSTERS, "More clusters than tokens are allowed, none are not.")
+
+
+def key_cluster_count(name: str, count: int) -> None:
+    _integer(name, count, 1, LARGEST_CLUSTERS, "More key clusters than tokens are allowed, none are not.")
+
+
+def band_width(band: int) -> None:
+    _integer("band", band, 0, None, "Use 0 for no exact neighbours.")
+
+
+def updates(rounds: int) -> None:
+    _integer("rounds", rounds, 0, None, "Use 0 to assign the tokens to the starting centroids.")
+
+
+def sample_size(sample: int) -> None:
+    _integer("sample", sample, 1, None, "A sample of at least 4 tokens per cluster is taken in any case.")
 
 
 def key_count(topk: int) -> None:

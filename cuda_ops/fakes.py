@@ -92,6 +92,60 @@ def group_scatter(values: Tensor, assignment: Tensor) -> Tensor:
 
 
 @fake_kernel
+def cluster_rows(x: Tensor, mask: Tensor | None, clusters: int, rounds: int, sample: int) -> Tensor:
+    operator_checks.cluster_rows(x, mask, clusters, rounds, sample)
+    return _integers(x, *x.shape[:3])
+
+
+@fake_kernel
+def tail(
+    scores: Tensor, k: Tensor, v: Tensor, key_clusters: Tensor, top_keys: Tensor, key_clusters_count: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    operator_checks.tail(scores, k, v, key_clusters, top_keys, key_clusters_count)
+    cells = (*scores.shape[:3], key_clusters_count)
+    numbers, vectors = ((scores.new_empty(shape) for _ in range(2)) for shape in (cells, (*cells, k.shape[3])))
+    return (*numbers, *vectors)
+
+
+@fake_kernel
+def refined_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    centroids: Tensor,
+    scores: Tensor,
+    tail_log_mass: Tensor,
+    tail_spread: Tensor,
+    tail_keys: Tensor,
+    tail_values: Tensor,
+    query_clusters: Tensor,
+    key_clusters: Tensor,
+    top_keys: Tensor,
+    band: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    operator_checks.refined_attention(
+        q,
+        k,
+        v,
+        mask,
+        centroids,
+        scores,
+        tail_log_mass,
+        tail_spread,
+        tail_keys,
+        tail_values,
+        query_clusters,
+        key_clusters,
+        top_keys,
+        band,
+        scale,
+    )
+    return _accumulated(q, *q.shape), _accumulated(q, *q.shape[:3])
+
+
+@fake_kernel
 def full_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     operator_checks.full_attention(q, k, v, mask, scale)
     return _token_major(q), _accumulated(q, *q.shape[:3])
@@ -131,6 +185,29 @@ def improved_clustered(
     return (_token_major(q), _accumulated(q, *q.shape[:3]), _integers(q, *q.shape[:3]), top)
 
 
+@fake_kernel
+def refined_clustered(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    clusters: int,
+    topk: int,
+    key_clusters: int,
+    band: int,
+    rounds: int,
+    sample: int,
+    scale: float,
+    exact_below: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    operator_checks.refined_clustered(
+        q, k, v, mask, clusters, topk, key_clusters, band, rounds, sample, scale, exact_below
+    )
+    rows = q.shape[:3]
+    top = _integers(q, q.shape[0], q.shape[1], clusters, _slots(topk, q.shape[2]))
+    return _token_major(q), _accumulated(q, *rows), _integers(q, *rows), _integers(q, *rows), top
+
+
 def _gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     operator_checks.gradient(grad, q, k, v, mask)
     return _token_major(q), _token_major(k), _token_major(v)
@@ -165,6 +242,27 @@ def improved_clustered_backward(
     assignment: Tensor,
     top_keys: Tensor,
     clusters: int,
+    scale: float,
+    exact_below: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _gradients(grad, q, k, v, mask)
+
+
+@fake_kernel
+def refined_clustered_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    out: Tensor,
+    log_mass: Tensor,
+    query_clusters: Tensor,
+    key_clusters: Tensor,
+    top_keys: Tensor,
+    clusters: int,
+    key_clusters_count: int,
+    band: int,
     scale: float,
     exact_below: int,
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -72,6 +72,69 @@ def group_scatter(values: Tensor, assignment: Tensor) -> None:
     checks.groups(assignment, values.shape[0], values.shape[1], None, "values", values)
 
 
+def cluster_rows(x: Tensor, mask: Tensor | None, clusters: int, rounds: int, sample: int) -> None:
+    checks.vectors("x", x)
+    checks.token_mask(mask, "x", x)
+    checks.cluster_count(clusters)
+    checks.updates(rounds)
+    checks.sample_size(sample)
+
+
+def tail(
+    scores: Tensor, k: Tensor, v: Tensor, key_clusters: Tensor, top_keys: Tensor, key_clusters_count: int
+) -> None:
+    checks.vectors("k", k)
+    checks.same_as("v", v, "k", k)
+    checks.accumulated("scores", scores, 4, "(B, H, C, N)")
+    checks.cluster_axis("scores", scores)
+    checks.same_accumulation("scores", scores, "k", k)
+    checks.head_groups("scores", scores.shape[1], "k", k.shape[1])
+    checks.scores_of("scores", scores, "k", k)
+    batch, heads, clusters, tokens = scores.shape
+    checks.groups(key_clusters, batch, heads, tokens, "scores", scores, "key_clusters")
+    checks.key_lists(top_keys, batch, heads, clusters, "scores", scores)
+    checks.key_cluster_count("key_clusters_count", key_clusters_count)
+
+
+def refined_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    centroids: Tensor,
+    scores: Tensor,
+    tail_log_mass: Tensor,
+    tail_spread: Tensor,
+    tail_keys: Tensor,
+    tail_values: Tensor,
+    query_clusters: Tensor,
+    key_clusters: Tensor,
+    top_keys: Tensor,
+    band: int,
+    scale: float,
+) -> None:
+    checks.attention_inputs(q, k, v, mask)
+    batch, heads, tokens, size = q.shape
+    checks.accumulated("centroids", centroids, 4, "(B, H, C, D)")
+    checks.cluster_axis("centroids", centroids)
+    checks.same_accumulation("centroids", centroids, "q", q)
+    clusters = centroids.shape[2]
+    checks.cells("centroids", centroids, (batch, heads, clusters, size), "(B, H, C, D)", "centroids", centroids)
+    checks.cells("scores", scores, (batch, heads, clusters, tokens), "(B, H, C, N)", "centroids", centroids)
+    checks.accumulated("tail_keys", tail_keys, 5, "(B, H, C, M, D)")
+    count = tail_keys.shape[3]
+    checks.key_cluster_count("the number of tail_keys", count)
+    for name, x in (("tail_log_mass", tail_log_mass), ("tail_spread", tail_spread)):
+        checks.cells(name, x, (batch, heads, clusters, count), "(B, H, C, M)", "centroids", centroids)
+    for name, x in (("tail_keys", tail_keys), ("tail_values", tail_values)):
+        checks.cells(name, x, (batch, heads, clusters, count, size), "(B, H, C, M, D)", "centroids", centroids)
+    for name, x in (("query_clusters", query_clusters), ("key_clusters", key_clusters)):
+        checks.groups(x, batch, heads, tokens, "q", q, name)
+    checks.key_lists(top_keys, batch, heads, clusters, "centroids", centroids)
+    checks.band_width(band)
+    checks.positive(scale)
+
+
 def full_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> None:
     checks.attention_inputs(q, k, v, mask)
     checks.positive(scale)
@@ -110,6 +173,31 @@ def improved_clustered(
 ) -> None:
     clustered(q, k, v, mask, planes, clusters, iterations, scale, exact_below)
     checks.key_count(topk)
+
+
+def refined_clustered(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    clusters: int,
+    topk: int,
+    key_clusters: int,
+    band: int,
+    rounds: int,
+    sample: int,
+    scale: float,
+    exact_below: int,
+) -> None:
+    checks.attention_inputs(q, k, v, mask)
+    checks.cluster_count(clusters)
+    checks.key_count(topk)
+    checks.key_cluster_count("key_clusters", key_clusters)
+    checks.band_width(band)
+    checks.updates(rounds)
+    checks.sample_size(sample)
+    checks.positive(scale)
+    checks.exact_limit(exact_below)
 
 
 def gradient(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:

@@ -1,9 +1,9 @@
 """The operators' schemas: one per operator, in the namespace ``torch.ops.cuda_ops``.
 
-The schema is declared here, in Python, once. ``reference.py`` and ``reference_backward.py`` implement every operator in
-plain PyTorch (dispatch key ``CompositeExplicitAutograd``: any device without a kernel of its own); the compiled library
-overrides them for its devices; ``autograd.py`` adds the fake kernels and the gradients. What each operator computes is
-written in ``stages.py`` and ``ops.py``.
+The schema is declared here, in Python, once. The ``reference*.py`` files implement every operator in plain PyTorch (dispatch key
+``CompositeExplicitAutograd``: any device without a kernel of its own); the compiled library overrides them for its
+devices; ``fakes.py`` adds the fake kernels and ``autograd.py`` the gradients. What each operator computes is written in
+``stages.py``, ``refined_stages.py`` and ``ops.py``.
 """
 
 import torch
@@ -22,17 +22,29 @@ SCHEMAS = (
     " -> Tensor",
     "group_scatter(Tensor values, Tensor assignment) -> Tensor",
     "full_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale) -> (Tensor, Tensor)",
+    "cluster_rows(Tensor x, Tensor? mask, int clusters, int rounds, int sample) -> Tensor",
+    "tail(Tensor scores, Tensor k, Tensor v, Tensor key_clusters, Tensor top_keys, int key_clusters_count)"
+    " -> (Tensor log_mass, Tensor spread, Tensor keys, Tensor values)",
+    "refined_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor centroids, Tensor scores,"
+    " Tensor tail_log_mass, Tensor tail_spread, Tensor tail_keys, Tensor tail_values, Tensor query_clusters,"
+    " Tensor key_clusters, Tensor top_keys, int band, float scale) -> (Tensor out, Tensor log_mass)",
     # One operator per method for the whole forward.
     "clustered(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor planes, int clusters, int iterations, float scale,"
     " int exact_below) -> (Tensor out, Tensor log_mass, Tensor assignment)",
     "improved_clustered(Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor planes, int clusters, int topk,"
     " int iterations, float scale, int exact_below)"
     " -> (Tensor out, Tensor log_mass, Tensor assignment, Tensor top_keys)",
+    "refined_clustered(Tensor q, Tensor k, Tensor v, Tensor? mask, int clusters, int topk, int key_clusters, int band,"
+    " int rounds, int sample, float scale, int exact_below)"
+    " -> (Tensor out, Tensor log_mass, Tensor query_clusters, Tensor key_clusters, Tensor top_keys)",
     # Their gradients, decisions held constant.
     "clustered_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor log_mass,"
     " Tensor assignment, int clusters, float scale, int exact_below) -> (Tensor, Tensor, Tensor)",
     "improved_clustered_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor log_mass,"
     " Tensor assignment, Tensor top_keys, int clusters, float scale, int exact_below) -> (Tensor, Tensor, Tensor)",
+    "refined_clustered_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor log_mass,"
+    " Tensor query_clusters, Tensor key_clusters, Tensor top_keys, int clusters, int key_clusters_count, int band,"
+    " float scale, int exact_below) -> (Tensor, Tensor, Tensor)",
     "full_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor log_mass,"
     " float scale) -> (Tensor, Tensor, Tensor)",
 )
