@@ -11,7 +11,7 @@ std::tuple<Tensor, Tensor, Tensor> clustered(const Tensor& q, const Tensor& k, c
 
 std::tuple<Tensor, Tensor, Tensor> clustered_backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
                                                       const Tensor&, const Tensor&, const Tensor& assignment, int64_t clusters, double scale, int64_t exact_below) {
-  return backward(grad, q, k, v, mask, assignment, std::nullopt, clusters, scale, exact_below);
+  return backward(grad, q, k, v, mask, {assignment, std::nullopt, std::nullopt}, {Method::clustered, clusters}, scale, exact_below);
 }
 
 }  // namespace

@@ -51,41 +51,48 @@ Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::op
   return result;
 }
 
+namespace {
+
+// A decision as contiguous int32 with its first two axes (B, H); null where the method does not take it.
+const int32_t* decision(const char* name, std::optional<Tensor>& x, std::initializer_list<int64_t> shape) {
+  if (!x) return nullptr;
+  check_shape(name, *x, shape);
+  check_type(name, *x, ScalarType::Int);
+  x = torch::stable::contiguous(*x);
+  return static_cast<const int32_t*>(x->data_ptr());
+}
+
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
-                                            const std::optional<Tensor>& assignment, const std::optional<Tensor>& top_keys, int64_t clusters, double scale,
-                                            int64_t exact_below) {
+                                            const Decisions& decisions, const Budgets& budgets, double scale, int64_t exact_below) {
   check_queries(q, k, v);
-  const int64_t B = q.size(0), H = q.size(1), N = q.size(2), D = q.size(3), H_kv = k.size(1), group = H / H_kv, K = top_keys ? top_keys->size(3) : 0;
+  const int64_t B = q.size(0), H = q.size(1), N = q.size(2), D = q.size(3), H_kv = k.size(1), group = H / H_kv, C = budgets.clusters;
   check_shape("grad", grad, {B, H, N, D});
+  STD_TORCH_CHECK(budgets.method != Method::refined || budgets.key_clusters > 0, "key_clusters must be positive");
   const Dtype accumulation = accumulation_of(q);
-  std::optional<Tensor> groups, top;
-  if (assignment) {
-    check_shape("assignment", *assignment, {B, H, N});
-    check_type("assignment", *assignment, ScalarType::Int);
-    groups = torch::stable::contiguous(*assignment);
-  }
-  if (top_keys) {
-    check_shape("top_keys", *top_keys, {B, H, clusters, K});
-    check_type("top_keys", *top_keys, ScalarType::Int);
-    top = torch::stable::contiguous(*top_keys);
-  }
+  Decisions kept = decisions;
+  const int64_t K = kept.top_keys ? kept.top_keys->size(3) : 0;
+  const int32_t *assignment = decision("assignment", kept.assignment, {B, H, N}), *key_assignment = decision("key_clusters", kept.key_assignment, {B, H, N}),
+                *top_keys = decision("top_keys", kept.top_keys, {B, H, C, K});
   Tensor grad_q = empty_heads(B, H, N, D, q.scalar_type()), grad_k = empty_heads(B, H_kv, N, D, q.scalar_type()), grad_v = empty_heads(B, H_kv, N, D, q.scalar_type());
   const ValidTokens valid(mask, B, N);
   const Heads incoming(grad), queries(q), keys(k), values(v), out_q(grad_q), out_k(grad_k), out_v(grad_v);
-  const int32_t* group_of = groups ? static_cast<const int32_t*>(groups->data_ptr()) : nullptr;
-  const int32_t* listed = top ? static_cast<const int32_t*>(top->data_ptr()) : nullptr;
+  const Kernels& table = kernels(accumulation);
   for_each_head(B, H_kv, [&](int64_t b, int64_t shared, Scratch& scratch) {
     std::vector<Slice> grads, heads, outs;
-    std::vector<const int32_t*> assignments, tops;
+    std::vector<const int32_t*> assignments, key_assignments, tops;
     for (int64_t h = shared * group; h < (shared + 1) * group; ++h) {
+      const int64_t i = b * H + h;
       grads.push_back(incoming(b, h));
       heads.push_back(queries(b, h));
       outs.push_back(out_q(b, h));
-      assignments.push_back(group_of ? group_of + (b * H + h) * N : nullptr);
-      tops.push_back(listed ? listed + (b * H + h) * clusters * K : nullptr);
+      assignments.push_back(assignment ? assignment + i * N : nullptr);
+      key_assignments.push_back(key_assignment ? key_assignment + i * N : nullptr);
+      tops.push_back(top_keys ? top_keys + i * C * K : nullptr);
     }
     HeadBackward head{};
-    head.sizes = {N, D, clusters, K, 0, 0};
+    head.sizes = {N, D, C, K, 0, budgets.key_clusters};
     head.valid = valid[b];
     head.group = group;
     head.grad = grads.data();
@@ -96,10 +103,12 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q,
     head.grad_k = out_k(b, shared);
     head.grad_v = out_v(b, shared);
     head.scale = scale;
-    head.exact = !assignment || head.valid.n < exact_below;
+    head.exact = budgets.method == Method::full || head.valid.n < exact_below;
+    head.band = budgets.band;
     head.assignment = assignments.data();
+    head.key_assignment = key_assignments.data();
     head.top_keys = tops.data();
-    kernels(accumulation).improved_clustered_backward(head, scratch);
+    (budgets.method == Method::refined ? table.refined_clustered_backward : table.improved_clustered_backward)(head, scratch);
   });
   return {grad_q, grad_k, grad_v};
 }

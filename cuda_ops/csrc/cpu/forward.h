@@ -19,8 +19,11 @@ struct Budgets {
 Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, const std::optional<Tensor>& planes, const Budgets& budgets,
                 double scale, int64_t exact_below);
 
+struct Decisions {
+  std::optional<Tensor> assignment, key_assignment, top_keys;
+};
+
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
-                                            const std::optional<Tensor>& assignment, const std::optional<Tensor>& top_keys, int64_t clusters, double scale,
-                                            int64_t exact_below);
+                                            const Decisions& decisions, const Budgets& budgets, double scale, int64_t exact_below);
 
 }  // namespace cuda_ops

@@ -10,7 +10,7 @@ std::tuple<Tensor, Tensor> full_attention(const Tensor& q, const Tensor& k, cons
 
 std::tuple<Tensor, Tensor, Tensor> full_attention_backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
                                                            const Tensor&, const Tensor&, double scale) {
-  return backward(grad, q, k, v, mask, std::nullopt, std::nullopt, 1, scale, 0);
+  return backward(grad, q, k, v, mask, {}, Budgets{}, scale, 0);
 }
 
 }  // namespace

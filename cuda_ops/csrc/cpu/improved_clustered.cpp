@@ -12,7 +12,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> improved_clustered(const Tensor& q, c
 std::tuple<Tensor, Tensor, Tensor> improved_clustered_backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
                                                                const Tensor&, const Tensor&, const Tensor& assignment, const Tensor& top_keys, int64_t clusters,
                                                                double scale, int64_t exact_below) {
-  return backward(grad, q, k, v, mask, assignment, top_keys, clusters, scale, exact_below);
+  return backward(grad, q, k, v, mask, {assignment, std::nullopt, top_keys}, {Method::clustered, clusters}, scale, exact_below);
 }
 
 }  // namespace

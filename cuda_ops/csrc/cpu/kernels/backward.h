@@ -133,8 +133,9 @@ inline void write_rows(const A* rows, const Slice& out, const Valid& valid, cons
   for (int64_t i = 0; i < valid.n; ++i) write_row(out, valid.position[i], s.D, rows + i * s.D);
 }
 
-template <class A>
-void improved_clustered_backward(const HeadBackward& head, Scratch& scratch) {
+// One fused backward; `rows` for the rows that are clustered.
+template <class A, void (*rows)(const HeadBackward&, int64_t, const Rows<A>&, const Rows<A>&, const Rows<A>&, const Rows<A>&, A*, KeyGradients<A>, Scratch&)>
+void fused_backward(const HeadBackward& head, Scratch& scratch) {
   const Sizes& s = head.sizes;
   const Valid& valid = head.valid;
   const int64_t n = valid.n;
@@ -146,7 +147,7 @@ void improved_clustered_backward(const HeadBackward& head, Scratch& scratch) {
     A* grad_q = zeros<A>(n * s.D, scratch);
     const Rows<A> q = valid_rows<A>(head.q[h], valid, s.D, scratch), g = valid_rows<A>(head.grad[h], valid, s.D, scratch);
     if (n && head.exact) exact_backward(q, k, v, g, all, n, all, n, A(1), A(head.scale), s.D, grad_q, grads, scratch);
-    if (n && !head.exact) clustered_backward_rows(head, h, q, k, v, g, grad_q, grads, scratch);
+    if (n && !head.exact) rows(head, h, q, k, v, g, grad_q, grads, scratch);
     write_rows(grad_q, head.grad_q[h], valid, s);
   }
   write_rows(grads.k, head.grad_k, valid, s);

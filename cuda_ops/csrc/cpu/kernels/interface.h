@@ -64,7 +64,9 @@ struct HeadBackward {
   Slice k, v, grad_k, grad_v;
   double scale;
   bool exact;
+  int64_t band;
   const int32_t* const* assignment;
+  const int32_t* const* key_assignment;
   const int32_t* const* top_keys;
 };
 
@@ -83,6 +85,7 @@ struct Kernels {
   void (*improved_clustered)(const HeadForward&, Scratch&);   // clustered is K = 0, full_attention is exact = true
   void (*refined_clustered)(const HeadForward&, Scratch&);
   void (*improved_clustered_backward)(const HeadBackward&, Scratch&);
+  void (*refined_clustered_backward)(const HeadBackward&, Scratch&);
 };
 
 // `accumulation` float32 or float64; null where the processor lacks the instruction set.

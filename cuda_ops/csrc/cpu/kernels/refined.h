@@ -79,6 +79,23 @@ inline void attend_refined(const ClusterView<A>& view, const Rows<A>& q, const R
   release(scratch, before);
 }
 
+// Gathers the exact and the virtual keys and values of cluster c; `tile_keys` are the keys as rows.
+template <class A>
+inline ClusterView<A> view_of_cluster(const Tails<A>& tail, int64_t c, const A* means, const A* scores, const uint8_t* is_top, const int32_t* top, int64_t K, int64_t M,
+                                      int64_t W, const int32_t* key_cluster, const Rows<A>& k, const Rows<A>& v, int64_t D, const A** tile_keys, Scratch& scratch) {
+  A *keys = take<A>(scratch, (K + M) * D), *values = take<A>(scratch, (K + M) * D), *shift = take<A>(scratch, M);
+  for (int64_t j = 0; j < K; ++j) {
+    copy(keys + j * D, k[top[j]], size_t(D) * sizeof(A));
+    copy(values + j * D, v[top[j]], size_t(D) * sizeof(A));
+  }
+  copy(keys + K * D, tail.keys + c * M * D, size_t(M * D) * sizeof(A));
+  copy(values + K * D, tail.values + c * M * D, size_t(M * D) * sizeof(A));
+  for (int64_t m = 0; m < M; ++m) shift[m] = tail.log_mass[c * M + m] - row_product(means + c * D, keys + (K + m) * D, D);
+  const KeyTile<A> tile{pack_panels(Rows<A>{keys, D, nullptr}, K + M, D, scratch), Rows<A>{values, D, nullptr}, K + M};
+  *tile_keys = keys;
+  return {means + c * D, scores, is_top, tail.log_mass + c * M, tail.spread + c * M, shift, tile, K, M, W, key_cluster};
+}
+
 template <class A>
 inline void refined_rows(const HeadForward& head, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, A* log_mass, Scratch& scratch) {
   const Sizes& s = head.sizes;
@@ -109,16 +126,9 @@ inline void refined_rows(const HeadForward& head, const Rows<A>& q, const Rows<A
 
   const ScratchMark before = mark(scratch);
   for (int64_t c = 0; c < C; ++c, release(scratch, before)) {
-    A *keys = take<A>(scratch, (K + M) * D), *values = take<A>(scratch, (K + M) * D), *shift = take<A>(scratch, M);
-    for (int64_t j = 0; j < K; ++j) {
-      copy(keys + j * D, k[top[c * K + j]], size_t(D) * sizeof(A));
-      copy(values + j * D, v[top[c * K + j]], size_t(D) * sizeof(A));
-    }
-    copy(keys + K * D, tail.keys + c * M * D, size_t(M * D) * sizeof(A));
-    copy(values + K * D, tail.values + c * M * D, size_t(M * D) * sizeof(A));
-    for (int64_t m = 0; m < M; ++m) shift[m] = tail.log_mass[c * M + m] - row_product(means + c * D, keys + (K + m) * D, D);
-    const KeyTile<A> tile{pack_panels(Rows<A>{keys, D, nullptr}, K + M, D, scratch), Rows<A>{values, D, nullptr}, K + M};
-    const ClusterView<A> view{means + c * D, scores + c * stride, is_top + c * n, tail.log_mass + c * M, tail.spread + c * M, shift, tile, K, M, smaller(head.band, n), key_cluster};
+    const A* keys;
+    const ClusterView<A> view =
+        view_of_cluster(tail, c, means, scores + c * stride, is_top + c * n, top + c * K, K, M, smaller(head.band, n), key_cluster, k, v, D, &keys, scratch);
     attend_refined(view, q, k, v, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), A(head.scale), n, head, log_mass, scratch);
   }
 }

@@ -1,7 +1,6 @@
 // The table of functions of this translation unit's instruction set.
 #pragma once
-#include "backward.h"
-#include "refined.h"
+#include "refined_backward.h"
 
 namespace {
 
@@ -17,7 +16,8 @@ constexpr Kernels kernels_named(const char* name) {
           exact_attention<A>,
           fused<A, clustered_rows<A>>,
           fused<A, refined_rows<A>>,
-          improved_clustered_backward<A>};
+          fused_backward<A, clustered_backward_rows<A>>,
+          fused_backward<A, refined_backward_rows<A>>};
 }
 
 inline const Kernels* kernels_of(const char* name, Dtype accumulation) {

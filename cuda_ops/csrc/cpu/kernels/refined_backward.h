@@ -1,0 +1,217 @@
+// Gradients of refined_clustered for one (batch, key head) and the query heads that share it. Decisions are constants.
+// With x_i the scaled query, delta_i = x_i - mean_c, G_i the gradient of output i and every weight divided by the query's total mass:
+//   a term of weight w, sign +-1 and value u has  d logit = +-w (G_i.u - G_i.o_i)  and gives  +-w G_i  to u
+//   f_im = delta_i.K_cm + min(1, |delta_i|^2 sigma_cm / 2)  collects those of the virtual key and of the band keys in cell m
+//   in a cell, with omega_j = e^(s_cj) / Z_cm:  d s_cj = omega_j (d lnZ + dK.(k_j - K) + dV.(v_j - V) + d sigma (|k_j - K|^2 / D - sigma))
+// Every sum runs in the order of heads, clusters, tokens.
+#pragma once
+#include "backward.h"
+#include "refined.h"
+
+namespace {
+
+template <class A>
+struct TailGradients {
+  A *log_mass, *spread;  // (C, M)
+  A *keys, *values;      // (C, M, D)
+};
+
+// What one cluster gives and takes besides its ClusterView.
+template <class A>
+struct ClusterGradients {
+  A *mean, *scores;                        // (D), (n): added to
+  A *log_mass, *spread, *keys, *values;    // (M), (M), (M, D), (M, D): written
+};
+
+// The weights of one query over its tile and band, divided by its total mass, in place of its logits; `capped`: which second-order terms were.
+template <class A>
+inline void normalised_weights(const ClusterView<A>& view, const A* x, A half, const Rows<A>& k, int64_t i, int64_t n, int64_t D, int64_t band, A* row, A* near, A* tail,
+                               bool* capped) {
+  for (int64_t m = 0; m < view.M; ++m) {
+    const A second = half * view.spread[m];
+    capped[m] = second > A(1);
+    row[view.K + m] += view.shift[m] + (capped[m] ? A(1) : second);
+  }
+  for (int64_t w = 0; w < band; ++w) near[w] = tail[w] = -infinity<A>();
+  if (view.W) band_logits(view, x, row + view.K, k, i, n, D, near, tail);
+  const A largest = larger_of(row_largest(row, view.tile.count), row_largest(near, band));
+  A total = numerators(row, view.tile.count, largest);
+  numerators(near, band, largest);
+  numerators(tail, band, largest);
+  for (int64_t w = 0; w < 2 * view.W + 1; ++w) total += near[w] - tail[w];
+  divide_row(row, total, view.tile.count);
+  divide_row(near, total, band);
+  divide_row(tail, total, band);
+}
+
+template <class A>
+inline void refined_cluster_backward(const ClusterView<A>& view, const int32_t* top, const A* tile_keys, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v,
+                                     const Rows<A>& g, const int32_t* queries, int64_t count, A scale, int64_t n, int64_t D, A* grad_q, KeyGradients<A> grads,
+                                     ClusterGradients<A> out, Scratch& scratch) {
+  const int64_t K = view.K, M = view.M, keys = view.tile.count, stride = panel_count<A>(keys) * PANEL<A>, width = 2 * view.W + 1,
+                band = round_up(width, Vec<A>::lanes);
+  const A* value_panels = pack_panels(view.tile.values, keys, D, scratch);
+  A *x = take<A>(scratch, QUERY_BLOCK * D), *delta = take<A>(scratch, QUERY_BLOCK * D), *grad = take<A>(scratch, QUERY_BLOCK * D);
+  A *x_grad = take<A>(scratch, QUERY_BLOCK * D), *delta_grad = take<A>(scratch, QUERY_BLOCK * D);
+  A *weights = take<A>(scratch, QUERY_BLOCK * stride), *along = take<A>(scratch, QUERY_BLOCK * stride);
+  A *near = take<A>(scratch, QUERY_BLOCK * band), *tail = take<A>(scratch, QUERY_BLOCK * band);
+  A *key_grad = zeros<A>(K * D, scratch), *value_grad = zeros<A>(K * D, scratch);
+  bool* capped = take<bool>(scratch, M);
+  clear(out.keys, size_t(M * D) * sizeof(A));
+  clear(out.values, size_t(M * D) * sizeof(A));
+  clear(out.log_mass, size_t(M) * sizeof(A));
+  clear(out.spread, size_t(M) * sizeof(A));
+  for (int64_t first = 0; first < count; first += QUERY_BLOCK) {
+    const int64_t here = smaller(count - first, QUERY_BLOCK);
+    for (int64_t r = 0; r < here; ++r) {
+      scale_row(q[queries[first + r]], scale, D, x + r * D);
+      for (int64_t d = 0; d < D; ++d) delta[r * D + d] = x[r * D + d] - view.mean[d];
+      copy(grad + r * D, g[queries[first + r]], size_t(D) * sizeof(A));
+    }
+    clear(x_grad, size_t(here * D) * sizeof(A));
+    tile_scores(x, here, view.tile.panels, keys, D, weights, stride);
+    tile_scores(grad, here, value_panels, keys, D, along, stride);
+    for (int64_t r = 0; r < here; ++r) {
+      const int64_t i = queries[first + r];
+      A *p = weights + r * stride, *dp = along + r * stride, *b = near + r * band, *t = tail + r * band;
+      const A half = square_distance(x + r * D, view.mean, D) / 2;
+      normalised_weights(view, x + r * D, half, k, i, n, D, band, p, b, t, capped);
+      A output = dot(p, dp, keys);  // G.o, with the band's share below
+      for (int64_t w = 0; w < width && view.W; ++w) {
+        const int64_t j = i + w - view.W;
+        if (j >= 0 && j < n && !view.is_top[j]) output += (b[w] - t[w]) * row_product(grad + r * D, v[j], D);
+      }
+      for (int64_t j = 0; j < keys; ++j) dp[j] = p[j] * (dp[j] - output);
+      for (int64_t m = 0; m < M; ++m) out.log_mass[m] += dp[K + m];
+      for (int64_t w = 0; w < width && view.W; ++w) {
+        const int64_t j = i + w - view.W;
+        if (j < 0 || j >= n || view.is_top[j]) continue;
+        const A beyond = row_product(grad + r * D, v[j], D) - output, exact = b[w] * beyond, counted = -t[w] * beyond;
+        add_scaled(k[j], exact, D, x_grad + r * D);
+        add_scaled(x + r * D, exact, D, grads.k + j * D);
+        add_scaled(grad + r * D, b[w] - t[w], D, grads.v + j * D);
+        out.scores[j] += counted;
+        dp[K + view.key_cluster[j]] += counted;
+      }
+      A second = A(0);
+      for (int64_t m = 0; m < M; ++m) {
+        if (capped[m]) continue;
+        second += dp[K + m] * view.spread[m];
+        out.spread[m] += dp[K + m] * half;
+      }
+      for (int64_t d = 0; d < D; ++d) delta_grad[r * D + d] = second * delta[r * D + d];
+    }
+    weighted_sum(along, stride, 1, here, Rows<A>{tile_keys, D, nullptr}, K, D, true, x_grad, D);
+    weighted_sum(along + K, stride, 1, here, Rows<A>{tile_keys + K * D, D, nullptr}, M, D, true, delta_grad, D);
+    weighted_sum(along, 1, stride, K, Rows<A>{x, D, nullptr}, here, D, true, key_grad, D);
+    weighted_sum(weights, 1, stride, K, Rows<A>{grad, D, nullptr}, here, D, true, value_grad, D);
+    weighted_sum(along + K, 1, stride, M, Rows<A>{delta, D, nullptr}, here, D, true, out.keys, D);
+    weighted_sum(weights + K, 1, stride, M, Rows<A>{grad, D, nullptr}, here, D, true, out.values, D);
+    for (int64_t r = 0; r < here; ++r)
+      for (int64_t d = 0; d < D; ++d) {
+        grad_q[queries[first + r] * D + d] += scale * (x_grad[r * D + d] + delta_grad[r * D + d]);
+        out.mean[d] -= delta_grad[r * D + d];
+      }
+  }
+  for (int64_t j = 0; j < K; ++j) {
+    add_row(key_grad + j * D, D, grads.k + top[j] * D);
+    add_row(value_grad + j * D, D, grads.v + top[j] * D);
+  }
+}
+
+// From the gradients of the cells to those of the scores (C, stride), keys and values.
+template <class A>
+inline void tail_backward(const Rows<A>& k, const Rows<A>& v, int64_t n, const Groups& groups, int64_t M, const A* scores, int64_t stride, const uint8_t* is_top,
+                          const Tails<A>& tail, const TailGradients<A>& grad, int64_t C, int64_t D, A* score_grad, KeyGradients<A> grads, Scratch& scratch) {
+  const int64_t padded = round_up(n, Vec<A>::lanes);
+  A *weights = take<A>(scratch, C * padded), *spreading = take<A>(scratch, C * padded), *largest = take<A>(scratch, M);
+  bool* filled = take<bool>(scratch, M);
+  for (int64_t c = 0; c < C; ++c) cell_weights(scores + c * stride, groups, n, M, is_top + c * n, weights + c * padded, largest, filled);
+  const ScratchMark before = mark(scratch);
+  for (int64_t m = 0; m < M; ++m, release(scratch, before)) {
+    const int64_t first = groups.first[m], count = groups.size(m), width = panel_count<A>(count) * PANEL<A>;
+    if (!count) continue;
+    const int32_t* members = groups.order + first;
+    const Rows<A> keys = listed_rows(k, members, count, scratch), values = listed_rows(v, members, count, scratch);
+    const A *key_panels = pack_panels(keys, count, D, scratch), *value_panels = pack_panels(values, count, D, scratch);
+    A *by_key = take<A>(scratch, width), *by_value = take<A>(scratch, width), *key_grad = zeros<A>(count * D, scratch), *value_grad = zeros<A>(count * D, scratch);
+    A* own = zeros<A>(count, scratch);
+    for (int64_t c = 0; c < C; ++c) {
+      const int64_t cell = c * M + m;
+      A *omega = weights + c * padded + first, *spread = spreading + c * padded + first;
+      const A *key = tail.keys + cell * D, *value = tail.values + cell * D, *dkey = grad.keys + cell * D, *dvalue = grad.values + cell * D;
+      A total = A(0);
+      for (int64_t i = 0; i < count; ++i) total += omega[i];
+      tile_scores(dkey, 1, key_panels, count, D, by_key, width);
+      tile_scores(dvalue, 1, value_panels, count, D, by_value, width);
+      const A at_mean = row_product(dkey, key, D) + row_product(dvalue, value, D);
+      for (int64_t i = 0; i < count; ++i) {
+        spread[i] = A(0);
+        if (is_top[c * n + members[i]]) {
+          omega[i] = A(0);
+          continue;
+        }
+        omega[i] /= total;
+        const A away = square_distance(keys[i], key, D) / A(D) - tail.spread[cell];
+        score_grad[c * stride + members[i]] += omega[i] * (grad.log_mass[cell] + by_key[i] + by_value[i] - at_mean + grad.spread[cell] * away);
+        const A towards = 2 * omega[i] * grad.spread[cell] / A(D);
+        own[i] += towards;
+        spread[i] = -towards;
+      }
+    }
+    weighted_sum(weights + first, 1, padded, count, Rows<A>{grad.keys + m * D, M * D, nullptr}, C, D, true, key_grad, D);
+    weighted_sum(spreading + first, 1, padded, count, Rows<A>{tail.keys + m * D, M * D, nullptr}, C, D, true, key_grad, D);
+    weighted_sum(weights + first, 1, padded, count, Rows<A>{grad.values + m * D, M * D, nullptr}, C, D, true, value_grad, D);
+    for (int64_t i = 0; i < count; ++i) {
+      add_scaled(keys[i], own[i], D, key_grad + i * D);
+      add_row(key_grad + i * D, D, grads.k + members[i] * D);
+      add_row(value_grad + i * D, D, grads.v + members[i] * D);
+    }
+  }
+}
+
+template <class A>
+inline void refined_backward_rows(const HeadBackward& head, int64_t h, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, const Rows<A>& g, A* grad_q,
+                                  KeyGradients<A> grads, Scratch& scratch) {
+  const Sizes& s = head.sizes;
+  const int64_t n = head.valid.n, D = s.D, M = s.M, stride = panel_count<A>(n) * PANEL<A>;
+  const A scale = A(head.scale);
+  int32_t* key_cluster = gather_valid(head.key_assignment[h], head.valid, scratch);
+  for (int64_t i = 0; i < n; ++i) key_cluster[i] = key_cluster[i] < 0 || key_cluster[i] >= M ? 0 : key_cluster[i];
+  const Groups groups = group_tokens(gather_valid(head.assignment[h], head.valid, scratch), n, s.C, scratch), key_groups = group_tokens(key_cluster, n, M, scratch);
+  const int32_t* index = index_of_position(head.valid, s.N, scratch);
+  int32_t* cluster = take<int32_t>(scratch, smaller(s.C, n));
+  const int64_t C = filled_clusters(groups, s.C, cluster);
+  A *means = take<A>(scratch, C * D), *scores = take<A>(scratch, C * stride), *score_grad = zeros<A>(C * stride, scratch), *mean_grad = zeros<A>(C * D, scratch);
+  for (int64_t c = 0; c < C; ++c) mean_row(q, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), scale, D, means + c * D);
+  panel_scores(means, C, k, n, D, scores, stride, scratch);
+  int32_t *top = take<int32_t>(scratch, C * s.K), *tops = take<int32_t>(scratch, C);
+  uint8_t* is_top = take<uint8_t>(scratch, C * n);
+  clear(is_top, size_t(C * n));
+  for (int64_t c = 0; c < C; ++c) {
+    tops[c] = int32_t(s.K ? valid_top(head.top_keys[h] + int64_t(cluster[c]) * s.K, s.K, s.N, index, top + c * s.K) : 0);
+    for (int64_t j = 0; j < tops[c]; ++j) is_top[c * n + top[c * s.K + j]] = 1;
+  }
+  const Tails<A> tail = tails(k, v, n, key_groups, M, scores, stride, is_top, C, D, scratch);
+  const TailGradients<A> tail_grad{take<A>(scratch, C * M), take<A>(scratch, C * M), take<A>(scratch, C * M * D), take<A>(scratch, C * M * D)};
+  const ScratchMark before = mark(scratch);
+  for (int64_t c = 0; c < C; ++c, release(scratch, before)) {
+    const A* keys;
+    const ClusterView<A> view = view_of_cluster(tail, c, means, scores + c * stride, is_top + c * n, top + c * s.K, tops[c], M, smaller(head.band, n), key_cluster, k, v,
+                                                D, &keys, scratch);
+    const ClusterGradients<A> out{mean_grad + c * D,        score_grad + c * stride,       tail_grad.log_mass + c * M,
+                                  tail_grad.spread + c * M, tail_grad.keys + c * M * D, tail_grad.values + c * M * D};
+    refined_cluster_backward(view, top + c * s.K, keys, q, k, v, g, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), scale, n, D, grad_q, grads, out,
+                             scratch);
+  }
+  tail_backward(k, v, n, key_groups, M, scores, stride, is_top, tail, tail_grad, C, D, score_grad, grads, scratch);
+  weighted_sum(score_grad, stride, 1, C, k, n, D, true, mean_grad, D);
+  weighted_sum(score_grad, 1, stride, n, Rows<A>{means, D, nullptr}, C, D, true, grads.k, D);
+  for (int64_t c = 0; c < C; ++c) {
+    const int64_t count = groups.size(cluster[c]);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t d = 0; d < D; ++d) grad_q[groups.order[groups.first[cluster[c]] + i] * D + d] += scale * mean_grad[c * D + d] / A(count);
+  }
+}
+
+}  // namespace
