@@ -67,7 +67,7 @@ inline void count_bits(const uint64_t* code, int64_t words, int32_t sign, int32_
 
 // K-means: centroid c starts from the code of token floor(c n / C); a centroid is the bitwise majority of its members (a tie gives 0), an empty one stays;
 // at most `iterations` updates, fewer when nothing changes; then the final assignment. Counters follow the tokens that changed cluster.
-inline void cluster_rows(const uint64_t* codes, int64_t n, int64_t words, int64_t C, int64_t iterations, int32_t* assignment, uint64_t* centroids, Scratch& scratch) {
+inline void cluster_hamming(const uint64_t* codes, int64_t n, int64_t words, int64_t C, int64_t iterations, int32_t* assignment, uint64_t* centroids, Scratch& scratch) {
   const ScratchMark before = mark(scratch);
   int32_t* ones = take<int32_t>(scratch, C * words * 64);
   int32_t* members = take<int32_t>(scratch, C);

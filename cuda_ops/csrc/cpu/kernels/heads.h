@@ -55,7 +55,7 @@ void cluster_codes(const int64_t* codes, const Valid& valid, const Sizes& s, int
   int32_t* clusters = take<int32_t>(scratch, valid.n);
   for (int64_t i = 0; i < valid.n; ++i) copy(compact + i * words, codes + valid.position[i] * words, size_t(words) * 8);
   if (valid.n)
-    cluster_rows(compact, valid.n, words, s.C, iterations, clusters, reinterpret_cast<uint64_t*>(centroids), scratch);
+    cluster_hamming(compact, valid.n, words, s.C, iterations, clusters, reinterpret_cast<uint64_t*>(centroids), scratch);
   else
     clear(centroids, size_t(s.C * words) * 8);
   scatter_valid(clusters, valid, s.N, assignment);
@@ -211,7 +211,7 @@ inline void clustered_rows(const HeadForward& head, const Rows<A>& q, const Rows
   uint64_t *codes = take<uint64_t>(scratch, n * words), *centroids = take<uint64_t>(scratch, s.C * words);
   int32_t* assignment = take<int32_t>(scratch, n);
   hash_rows(q, n, static_cast<const A*>(head.planes), s.P, D, codes, scratch);
-  cluster_rows(codes, n, words, s.C, head.iterations, assignment, centroids, scratch);
+  cluster_hamming(codes, n, words, s.C, head.iterations, assignment, centroids, scratch);
   scatter_valid(assignment, valid, s.N, head.assignment);
 
   // From here on only the clusters that have members; an empty one would score 0 everywhere: its top keys are the lowest.

@@ -70,6 +70,11 @@ struct HeadBackward {
   const int32_t* const* top_keys;
 };
 
+// The tail of one head: (C, M) and (C, M, D) in the accumulation type.
+struct Cells {
+  void *log_mass, *spread, *keys, *values;
+};
+
 // One operator each, on one (batch, head); every array is addressed by token position, padding included, unless said otherwise.
 struct Kernels {
   const char* name;
@@ -82,6 +87,10 @@ struct Kernels {
                              void* top_mass, void* log_mass, Scratch&);
   void (*exact_attention)(const Slice& q, const Slice& k, const Slice& v, const int32_t* assignment, const int32_t* top_keys, const void* top_mass,
                           const Sizes&, double scale, void* out, Scratch&);
+  void (*cluster_rows)(const Slice& x, const Valid&, const Sizes&, int64_t rounds, int64_t sample, int32_t* assignment, Scratch&);
+  void (*tail)(const void* scores, const Slice& k, const Slice& v, const int32_t* key_clusters, const int32_t* top_keys, const Sizes&, void* log_mass, void* spread,
+               void* tail_keys, void* tail_values, Scratch&);
+  void (*refined_attention)(const HeadForward&, const void* centroids, const void* scores, const Cells&, Scratch&);
   void (*improved_clustered)(const HeadForward&, Scratch&);   // clustered is K = 0, full_attention is exact = true
   void (*refined_clustered)(const HeadForward&, Scratch&);
   void (*improved_clustered_backward)(const HeadBackward&, Scratch&);

@@ -32,7 +32,7 @@ inline void band_logits(const ClusterView<A>& view, const A* query, const A* vir
     if (j < 0 || j >= n || view.is_top[j]) continue;
     const int32_t m = view.key_cluster[j];
     exact[w] = row_product(query, k[j], D);
-    counted[w] = view.scores[j] + (virtual_logits[m] - view.log_mass[m]);
+    if (m >= 0 && m < view.M) counted[w] = view.scores[j] + (virtual_logits[m] - view.log_mass[m]);
   }
 }
 
@@ -131,6 +131,78 @@ inline void refined_rows(const HeadForward& head, const Rows<A>& q, const Rows<A
         view_of_cluster(tail, c, means, scores + c * stride, is_top + c * n, top + c * K, K, M, smaller(head.band, n), key_cluster, k, v, D, &keys, scratch);
     attend_refined(view, q, k, v, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), A(head.scale), n, head, log_mass, scratch);
   }
+}
+
+template <class A>
+void cluster_rows(const Slice& x, const Valid& valid, const Sizes& s, int64_t rounds, int64_t sample, int32_t* assignment, Scratch& scratch) {
+  int32_t* clusters = take<int32_t>(scratch, valid.n);
+  if (valid.n) cluster_euclidean(valid_rows<A>(x, valid, s.D, scratch), valid.n, s.C, rounds, sample, s.D, clusters, scratch);
+  scatter_valid(clusters, valid, s.N, assignment);
+}
+
+// The marks of T_c for all clusters, from token positions; `index` leads from positions to valid indices.
+inline uint8_t* mark_top(const int32_t* top_keys, const Sizes& s, int64_t n, const int32_t* index, int32_t* top, int32_t* found, Scratch& scratch) {
+  uint8_t* is_top = take<uint8_t>(scratch, s.C * n);
+  clear(is_top, size_t(s.C * n));
+  for (int64_t c = 0; c < s.C; ++c) {
+    found[c] = int32_t(s.K ? valid_top(top_keys + c * s.K, s.K, s.N, index, top + c * s.K) : 0);
+    for (int64_t j = 0; j < found[c]; ++j) is_top[c * n + top[c * s.K + j]] = 1;
+  }
+  return is_top;
+}
+
+template <class A>
+inline A* gather_all_scores(const void* scores, const Valid& valid, const Sizes& s, int64_t stride, Scratch& scratch) {
+  A* compact = take<A>(scratch, s.C * stride);
+  for (int64_t c = 0; c < s.C; ++c) gather_scores(scores, s.N, c, valid, compact + c * stride);
+  return compact;
+}
+
+// `keys` are the tokens that have a key cluster.
+template <class A>
+void tail(const void* scores, const Slice& k, const Slice& v, const int32_t* key_clusters, const int32_t* top_keys, const Sizes& s, void* log_mass, void* spread,
+          void* tail_keys, void* tail_values, Scratch& scratch) {
+  int32_t* position = take<int32_t>(scratch, s.N);
+  Valid keys{position, 0};
+  for (int64_t token = 0; token < s.N; ++token)
+    if (key_clusters[token] >= 0 && key_clusters[token] < s.M) position[keys.n++] = int32_t(token);
+  const int64_t stride = round_up(keys.n, Vec<A>::lanes);
+  const Groups groups = group_tokens(gather_valid(key_clusters, keys, scratch), keys.n, s.M, scratch);
+  const uint8_t* is_top = mark_top(top_keys, s, keys.n, index_of_position(keys, s.N, scratch), take<int32_t>(scratch, s.C * s.K), take<int32_t>(scratch, s.C), scratch);
+  const A* compact = gather_all_scores<A>(scores, keys, s, stride, scratch);
+  const Tails<A> result =
+      tails(valid_rows<A>(k, keys, s.D, scratch), valid_rows<A>(v, keys, s.D, scratch), keys.n, groups, s.M, compact, stride, is_top, s.C, s.D, scratch);
+  copy(log_mass, result.log_mass, size_t(s.C * s.M) * sizeof(A));
+  copy(spread, result.spread, size_t(s.C * s.M) * sizeof(A));
+  copy(tail_keys, result.keys, size_t(s.C * s.M * s.D) * sizeof(A));
+  copy(tail_values, result.values, size_t(s.C * s.M * s.D) * sizeof(A));
+}
+
+// The last stage on its own: `head` holds the tensors and the decisions, the tail and the scores come from the other stages.
+template <class A>
+void refined_attention(const HeadForward& head, const void* centroids, const void* scores, const Cells& cells, Scratch& scratch) {
+  const Sizes& s = head.sizes;
+  const Valid& valid = head.valid;
+  const int64_t n = valid.n, stride = round_up(n, Vec<A>::lanes);
+  const Rows<A> q = valid_rows<A>(head.q, valid, s.D, scratch), k = valid_rows<A>(head.k, valid, s.D, scratch), v = valid_rows<A>(head.v, valid, s.D, scratch);
+  const Groups groups = group_tokens(gather_valid(head.assignment, valid, scratch), n, s.C, scratch);
+  const int32_t* key_cluster = gather_valid(head.key_assignment, valid, scratch);
+  int32_t *top = take<int32_t>(scratch, s.C * s.K), *found = take<int32_t>(scratch, s.C);
+  const uint8_t* is_top = mark_top(head.top_keys, s, n, index_of_position(valid, s.N, scratch), top, found, scratch);
+  const A *compact = gather_all_scores<A>(scores, valid, s, stride, scratch), *means = static_cast<const A*>(centroids);
+  const Tails<A> tail{static_cast<A*>(cells.log_mass), static_cast<A*>(cells.spread), static_cast<A*>(cells.keys), static_cast<A*>(cells.values)};
+  A* log_mass = take<A>(scratch, n);
+  for (int64_t i = 0; i < n; ++i) log_mass[i] = -infinity<A>();
+  for (int64_t token = 0; token < s.N; ++token) clear(static_cast<A*>(head.out.base) + token * head.out.token_stride, size_t(s.D) * sizeof(A));
+  const ScratchMark before = mark(scratch);
+  for (int64_t c = 0; c < s.C; ++c, release(scratch, before)) {
+    if (!groups.size(c)) continue;
+    const A* keys;
+    const ClusterView<A> view = view_of_cluster(tail, c, means, compact + c * stride, is_top + c * n, top + c * s.K, found[c], s.M, smaller(head.band, n), key_cluster, k,
+                                                v, s.D, &keys, scratch);
+    attend_refined(view, q, k, v, groups.order + groups.first[c], groups.size(c), A(head.scale), n, head, log_mass, scratch);
+  }
+  scatter_values(log_mass, valid, s.N, -infinity<A>(), static_cast<A*>(head.log_mass));
 }
 
 }  // namespace
