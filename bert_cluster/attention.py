@@ -40,9 +40,7 @@ def attention(
             "attention() is one layer and takes settings without `layers`; use config.for_layer's values."
         )
     settings = config.for_layer(0)
-    planes = (
-        None if settings.method == "full" else random_planes(settings.bits, q.shape[-1], settings.seed).to(q.device)
-    )
+    planes = random_planes(settings.bits, q.shape[-1], settings.seed).to(q.device) if settings.hashes else None
     return run_layer(q, k, v, mask, settings, planes, scale)
 
 
@@ -55,11 +53,13 @@ def run_layer(
     planes: Tensor | None,
     scale: float | None,
 ) -> Tensor:
-    """`attention` with settings and planes at hand."""
-    if settings.method == "full" or planes is None:
+    """`attention` with settings and planes at hand; planes are None for methods that hash nothing."""
+    if settings.method == "full":
         keys = None if mask is None else mask[:, None, None, :]
         grouped = k.shape[1] != q.shape[1]
         return scaled_dot_product_attention(q, k, v, attn_mask=keys, scale=scale, enable_gqa=grouped)
+    if planes is None:
+        return _refined(q, k, v, mask, settings, scale)
     common = {
         "scale": scale,
         "exact_below": settings.exact_below,
@@ -69,6 +69,16 @@ def run_layer(
         out: Tensor = cuda_ops.clustered(q, k, v, mask, planes, settings.clusters, **common)[0]
     else:
         out = cuda_ops.improved_clustered(q, k, v, mask, planes, settings.clusters, settings.topk, **common)[0]
+    return out
+
+
+def _refined(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: LayerSettings, scale: float | None
+) -> Tensor:
+    budgets = settings.budgets()
+    out: Tensor = cuda_ops.refined_clustered(
+        q, k, v, mask, **budgets, scale=scale, exact_below=settings.exact_below
+    )[0]
     return out
 
 

@@ -11,11 +11,13 @@ from bert_cluster.errors import ConfigError
 VERSION = 1
 CONFIG_KEY = "clustered_attention"  # where config.json of a model keeps the settings
 
-# Method -> its budgets with their defaults. Those of the paper (section 4: C = 25, K = 32, 63 bits, 10 updates).
+# Method -> its budgets with their defaults. The paper's methods have those of the paper (section 4: C = 25, K = 32,
+# 63 bits, 10 updates).
 METHODS: dict[str, dict[str, int]] = {
     "full": {},
     "clustered": {"clusters": 25, "bits": 63, "iterations": 10},
     "improved-clustered": {"clusters": 25, "topk": 32, "bits": 63, "iterations": 10},
+    "refined-clustered": {"clusters": 25, "topk": 64, "key_clusters": 32, "band": 4, "rounds": 3, "sample": 256},
 }
 DEFAULT_METHOD = "improved-clustered"
 
@@ -23,13 +25,17 @@ DEFAULT_METHOD = "improved-clustered"
 LIMITS: dict[str, tuple[int, int]] = {
     "clusters": (1, 65536),
     "topk": (0, 2**31 - 1),
+    "key_clusters": (1, 65536),
+    "band": (0, 2**31 - 1),
+    "rounds": (0, 1000),
+    "sample": (1, 2**31 - 1),
     "bits": (1, 256),
     "iterations": (0, 1000),
     "exact_below": (0, 2**31 - 1),
     "seed": (0, 2**32 - 1),
 }
 # What `layers` may set for one layer.
-LAYER_FIELDS = ("method", "clusters", "topk", "bits", "iterations", "exact_below")
+LAYER_FIELDS = ("method", *(name for name in LIMITS if name != "seed"))
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,10 @@ class LayerSettings:
     method: str
     clusters: int = 0
     topk: int = 0
+    key_clusters: int = 0
+    band: int = 0
+    rounds: int = 0
+    sample: int = 0
     bits: int = 0
     iterations: int = 0
     exact_below: int = 0
@@ -48,16 +58,26 @@ class LayerSettings:
         """The budgets of the method, by name."""
         return {name: getattr(self, name) for name in METHODS[self.method]}
 
+    @property
+    def hashes(self) -> bool:
+        """Whether the method groups queries by the signs of random planes."""
+        return "bits" in METHODS[self.method]
+
 
 @dataclass(frozen=True)
 class ClusterConfig:
     """Settings of clustered attention.
 
     Args:
-        method: "full", "clustered" (the paper's section 3.2) or "improved-clustered" (section 3.3).
+        method: "full", "clustered" (the paper's section 3.2), "improved-clustered" (section 3.3) or "refined-clustered"
+            (ours: `cuda_ops.refined_clustered`).
         clusters: C, groups of queries per head, 1 to 65536. A budget that is None takes the method's default.
-        topk: K, keys per cluster whose products are exact, at least 0; "improved-clustered" only.
-        bits: P, random hash planes, 1 to 256.
+        topk: K, keys per cluster whose products are exact, at least 0; not for "clustered".
+        key_clusters: M, groups of keys per head, 1 to 65536; like the next three for "refined-clustered" only.
+        band: W, tokens on either side of a query whose products are exact, at least 0.
+        rounds: updates of the Euclidean K-means, at least 0.
+        sample: tokens that those updates look at, at least 1.
+        bits: P, random hash planes, 1 to 256; like the next for "clustered" and "improved-clustered" only.
         iterations: updates of the K-means in Hamming space, at least 0.
         layers: layer index -> the values of that layer that differ, such as ``{0: {"method": "full"}}``.
         exact_below: batch rows with fewer valid tokens take exact attention, inside the operator; 0: none.
@@ -70,6 +90,10 @@ class ClusterConfig:
     method: str = DEFAULT_METHOD
     clusters: int | None = None
     topk: int | None = None
+    key_clusters: int | None = None
+    band: int | None = None
+    rounds: int | None = None
+    sample: int | None = None
     bits: int | None = None
     iterations: int | None = None
     layers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)

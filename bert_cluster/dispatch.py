@@ -141,9 +141,10 @@ def planes_buffer(planes: Tensor) -> Tensor:
     return planes.view(torch.int32)
 
 
-def _planes(module: nn.Module) -> Tensor:
-    buffer: Tensor = getattr(module, PLANES)
-    return buffer.view(torch.float32)
+def _planes(module: nn.Module) -> Tensor | None:
+    """The float32 planes; None for a method that hashes nothing."""
+    buffer: Tensor | None = getattr(module, PLANES, None)
+    return None if buffer is None else buffer.view(torch.float32)
 
 
 def _key_padding(mask: Tensor | None, query: Tensor, key: Tensor, layer: Layer) -> tuple[Tensor | None, str | None]:

@@ -41,6 +41,10 @@ def patch(
     method: str | None = None,
     clusters: int | None = None,
     topk: int | None = None,
+    key_clusters: int | None = None,
+    band: int | None = None,
+    rounds: int | None = None,
+    sample: int | None = None,
     bits: int | None = None,
     iterations: int | None = None,
     layers: Mapping[int, Mapping[str, Any]] | None = None,
@@ -57,7 +61,8 @@ def patch(
         model: a transformers model, or a PeftModel, SentenceTransformer or CrossEncoder around one.
         config: the settings. Without any argument: those stored in ``model.config.clustered_attention`` if there are
             any, else the defaults. Any argument replaces stored settings whole.
-        method, clusters, topk, bits, iterations, layers, exact_below, seed: fields of `ClusterConfig`, instead of config.
+        method, clusters, topk, key_clusters, band, rounds, sample, bits, iterations, layers, exact_below, seed: fields of
+            `ClusterConfig`, instead of config.
 
     Returns:
         The same model.
@@ -70,6 +75,10 @@ def patch(
         "method": method,
         "clusters": clusters,
         "topk": topk,
+        "key_clusters": key_clusters,
+        "band": band,
+        "rounds": rounds,
+        "sample": sample,
         "bits": bits,
         "iterations": iterations,
         "layers": layers,
@@ -186,7 +195,7 @@ def _refuse_states(encoder: PreTrainedModel) -> None:
 
 
 def _planes_of(each: AttentionModule, settings: LayerSettings) -> Any:
-    if settings.method == "full":
+    if not settings.hashes:
         return None
     device = next(each.module.parameters()).device
     return dispatch.planes_buffer(random_planes(settings.bits, _head_size(each), settings.seed)).to(device)

@@ -60,8 +60,14 @@ def _evenly_spaced(x: Tensor, valid: Tensor, count: Tensor, largest: int) -> tup
 
 
 def _nearest(x: Tensor, centroids: Tensor) -> Tensor:
-    """The nearest centroid of each row, the lowest on a tie: x.c - |c|^2 / 2 is largest there; NaN is never larger."""
-    scores = x @ centroids.transpose(-1, -2) - centroids.square().sum(-1)[:, :, None] / 2
+    """The nearest centroid of each row, the lowest on a tie: x.c - |c|^2 / 2 is largest there; NaN is never larger.
+
+    One coordinate after the other: a matrix product may round equal columns differently, and equal centroids must tie.
+    """
+    scores = x.new_zeros(*x.shape[:3], centroids.shape[2])
+    for d in range(x.shape[3]):
+        coordinate = centroids[:, :, None, :, d]
+        scores += coordinate * (x[..., d, None] - coordinate / 2)
     return scores.masked_fill(scores.isnan(), -torch.inf).argmax(-1)
 
 

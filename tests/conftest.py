@@ -119,14 +119,15 @@ def on_reference() -> Iterator[None]:
 
     Wrappers, fake kernels and autograd stay as they are.
     """
-    from cuda_ops import reference, reference_backward
+    from cuda_ops import reference, reference_backward, reference_refined, reference_refined_backward
 
+    sources = (reference, reference_backward, reference_refined, reference_refined_backward)
     overrides = torch.library.Library("cuda_ops", "IMPL")
     if is_compiled():
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Warning only once for all operators", category=UserWarning)
             for operator in operators():
-                source = reference_backward if operator.endswith("_backward") else reference
+                source = next(module for module in sources if hasattr(module, operator))
                 overrides.impl(operator, getattr(source, operator), "CPU", allow_override=True)
     yield
     overrides._destroy()
