@@ -76,9 +76,7 @@ def _refined(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: LayerSettings, scale: float | None
 ) -> Tensor:
     budgets = settings.budgets()
-    out: Tensor = cuda_ops.refined_clustered(
-        q, k, v, mask, **budgets, scale=scale, exact_below=settings.exact_below
-    )[0]
+    out: Tensor = cuda_ops.refined_clustered(q, k, v, mask, **budgets, scale=scale, exact_below=settings.exact_below)[0]
     return out
 
 

@@ -40,11 +40,14 @@ class ModelInfo:
         if not self.layers:
             return "not patched: bert_cluster.patch(model) makes its attention clustered"
         width = max(len(layer.name) for layer in self.layers)
-        lines = [f"{'layer':<{width}}  {'method':<18}  {'budgets':<46}  {'backend':<12}  clustered  exact  reference"]
-        for layer in self.layers:
-            budgets = " ".join(f"{name}={value}" for name, value in layer.budgets.items())
+        texts = [" ".join(f"{name}={value}" for name, value in layer.budgets.items()) for layer in self.layers]
+        room = max(46, *(len(text) for text in texts))
+        lines = [
+            f"{'layer':<{width}}  {'method':<18}  {'budgets':<{room}}  {'backend':<12}  clustered  exact  reference"
+        ]
+        for layer, budgets in zip(self.layers, texts, strict=True):
             calls = f"{layer.calls['clustered']:>9}  {layer.calls['exact']:>5}  {layer.calls['reference']:>9}"
-            lines.append(f"{layer.name:<{width}}  {layer.method:<18}  {budgets:<46}  {layer.backend:<12}  {calls}")
+            lines.append(f"{layer.name:<{width}}  {layer.method:<18}  {budgets:<{room}}  {layer.backend:<12}  {calls}")
         lines.append("Calls inside a compiled or exported graph are not counted.")
         return "\n".join(lines)
 

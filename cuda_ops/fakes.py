@@ -103,8 +103,8 @@ def tail(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     operator_checks.tail(scores, k, v, key_clusters, top_keys, key_clusters_count)
     cells = (*scores.shape[:3], key_clusters_count)
-    numbers, vectors = ((scores.new_empty(shape) for _ in range(2)) for shape in (cells, (*cells, k.shape[3])))
-    return (*numbers, *vectors)
+    vectors = (*cells, k.shape[3])
+    return scores.new_empty(cells), scores.new_empty(cells), scores.new_empty(vectors), scores.new_empty(vectors)
 
 
 @fake_kernel

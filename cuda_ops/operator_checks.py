@@ -80,9 +80,7 @@ def cluster_rows(x: Tensor, mask: Tensor | None, clusters: int, rounds: int, sam
     checks.sample_size(sample)
 
 
-def tail(
-    scores: Tensor, k: Tensor, v: Tensor, key_clusters: Tensor, top_keys: Tensor, key_clusters_count: int
-) -> None:
+def tail(scores: Tensor, k: Tensor, v: Tensor, key_clusters: Tensor, top_keys: Tensor, key_clusters_count: int) -> None:
     checks.vectors("k", k)
     checks.same_as("v", v, "k", k)
     checks.accumulated("scores", scores, 4, "(B, H, C, N)")

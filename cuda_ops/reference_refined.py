@@ -134,7 +134,7 @@ def tail(
     batch, heads, clusters, tokens = scores.shape
     weights, log_mass, in_tail = cell_weights(scores, key_clusters, top_keys, key_clusters_count)
     k, v = (per_query_head(x.to(scores.dtype), heads)[:, :, None] for x in (k, v))
-    spread = torch.empty_like(log_mass)
+    spread = scores.new_empty(log_mass.shape)
     keys, values = (scores.new_empty(batch, heads, clusters, key_clusters_count, k.shape[4]) for _ in range(2))
     for rows in row_chunks(clusters, batch * heads * tokens * k.shape[4]):
         weight, outside = weights[:, :, rows, :, None], ~in_tail[:, :, rows, :, None]
@@ -143,7 +143,7 @@ def tail(
         distance = (k - of_keys(keys[:, :, rows], key_clusters)).square().mean(-1, keepdim=True)
         distance = (weight * distance).masked_fill(outside, 0)
         spread[:, :, rows] = cell_sum(distance, key_clusters, key_clusters_count)[..., 0]
-    return log_mass, spread, keys, values
+    return log_mass.contiguous(), spread, keys, values
 
 
 def of_queries(values: Tensor, assignment: Tensor) -> Tensor:
@@ -222,9 +222,7 @@ def query_rows(
     keys, values = (gather_rows(x, positions, heads).masked_fill(~present[..., None], 0) for x in (k, v))
     exact_logits = (keys @ query[..., None])[..., 0].masked_fill(~present, -torch.inf)
 
-    cell, in_cell = members(
-        decisions.key_clusters.gather(2, near.flatten(2)).view(near.shape), tails.log_mass.shape[3]
-    )
+    cell, in_cell = members(decisions.key_clusters.gather(2, near.flatten(2)).view(near.shape), tails.log_mass.shape[3])
     counted = near_present & in_cell
     cell = cell.masked_fill(~counted, 0)
     score = of_queries(scores, assignment).gather(3, near)
@@ -242,9 +240,7 @@ def query_rows(
     out = (coefficients[..., None, :] @ values + tail_weights[..., None, :] @ mine.values)[..., 0, :] / total
     log_mass = torch.where(some, largest + total.log(), -torch.inf)[..., 0]
     weights = (exact / total, tail_weights / total, twice / total)
-    return QueryRows(
-        query, away, keys, values, positions, present, mine, cell, counted, weights, out, log_mass
-    )
+    return QueryRows(query, away, keys, values, positions, present, mine, cell, counted, weights, out, log_mass)
 
 
 def query_chunks(q: Tensor, tails: Tail, decisions: Decisions, band: int) -> list[slice]:

@@ -187,9 +187,7 @@ def refined_clustered_backward(
     dq, dk, dv, dcentroids, dscores, dtails = refined_attention_backward(
         grad, q, k, v, mask, centroids, scores, tails, decisions, band, scale
     )
-    tail_dscores, tail_dk, tail_dv = tail_backward(
-        dtails, scores, k, v, key_clusters, top_keys, key_clusters_count
-    )
+    tail_dscores, tail_dk, tail_dv = tail_backward(dtails, scores, k, v, key_clusters, top_keys, key_clusters_count)
     score_dcentroids, score_dk = centroid_scores_backward(dscores + tail_dscores, centroids, k, mask)
     dq = dq + group_mean_backward(dcentroids + score_dcentroids, query_clusters, scale)
     gradients = (dq, dk + tail_dk + score_dk, dv + tail_dv)

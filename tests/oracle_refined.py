@@ -52,7 +52,12 @@ def cell(scores: Array, keys: Array, values: Array) -> tuple[float, float, Array
     weights = np.exp(scores - scores.max())
     mass, weights = weights.sum(), weights / weights.sum()
     mean = weights @ keys
-    return float(scores.max() + np.log(mass)), float(weights @ ((keys - mean) ** 2).mean(axis=1)), mean, weights @ values
+    return (
+        float(scores.max() + np.log(mass)),
+        float(weights @ ((keys - mean) ** 2).mean(axis=1)),
+        mean,
+        weights @ values,
+    )
 
 
 def attend(

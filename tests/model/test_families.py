@@ -17,13 +17,14 @@ def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_all_keys_exact_is_the_unpatched_model(family: str) -> None:
+@pytest.mark.parametrize("method", ["improved-clustered", "refined-clustered"])
+def test_all_keys_exact_is_the_unpatched_model(family: str, method: str) -> None:
     model = tiny_model(family)
     inputs = batch()
     exact = on_valid(hidden(model, inputs), inputs)
     whole = hidden(model, {"input_ids": inputs["input_ids"]})
 
-    bert_cluster.patch(model, method="improved-clustered", clusters=3, topk=14)
+    bert_cluster.patch(model, method=method, clusters=3, topk=14)
     patched = on_valid(hidden(model, inputs), inputs)
     without_mask = hidden(model, {"input_ids": inputs["input_ids"]})
 
@@ -60,7 +61,7 @@ def test_unpatch_gives_the_same_bits(family: str) -> None:
     assert torch.equal(hidden(model, inputs), before)
 
 
-@pytest.mark.parametrize("method", ["clustered", "improved-clustered"])
+@pytest.mark.parametrize("method", ["clustered", "improved-clustered", "refined-clustered"])
 def test_fewer_key_heads(method: str) -> None:
     """EuroBERT with two key heads for four query heads equals the same model with its key heads repeated."""
     if not installed("eurobert"):

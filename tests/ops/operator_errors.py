@@ -43,6 +43,40 @@ GOOD: dict[str, dict[str, Any]] = {
     },
 }
 GOOD["improved_clustered"] = GOOD["clustered"] | {"topk": 2}
+GOOD["refined_clustered"] = {name: GOOD["clustered"][name] for name in ("q", "k", "v", "mask", "clusters", "scale")} | {
+    "topk": 2,
+    "key_clusters": 4,
+    "band": 1,
+    "rounds": 2,
+    "sample": 7,
+    "exact_below": 0,
+}
+GOOD["cluster_rows"] = {"x": Q, "mask": MASK, "clusters": 3, "rounds": 2, "sample": 7}
+GOOD["tail"] = {
+    "scores": SCORES,
+    "k": K,
+    "v": V,
+    "key_clusters": ASSIGNMENT,
+    "top_keys": TOP,
+    "key_clusters_count": 4,
+}
+GOOD["refined_attention"] = {
+    "q": Q,
+    "k": K,
+    "v": V,
+    "mask": MASK,
+    "centroids": CENTROIDS,
+    "scores": SCORES,
+    "tail_log_mass": torch.zeros(2, 4, 3, 4),
+    "tail_spread": torch.zeros(2, 4, 3, 4),
+    "tail_keys": torch.zeros(2, 4, 3, 4, 5),
+    "tail_values": torch.zeros(2, 4, 3, 4, 5),
+    "query_clusters": ASSIGNMENT,
+    "key_clusters": ASSIGNMENT,
+    "top_keys": TOP,
+    "band": 1,
+    "scale": 0.5,
+}
 
 FLOATING = "float32, float64, bfloat16 or float16"
 ONE_DTYPE = (
@@ -96,15 +130,18 @@ def vectors(name: str, operators: str) -> list[tuple[str, dict[str, Any], type[E
     ]
 
 
-FUSED = "clustered improved_clustered"
+HASHED = "clustered improved_clustered"
+FUSED = f"{HASHED} refined_clustered"
 ATTENTION = f"{FUSED} full_attention"
-SAME_SHAPE = f"{ATTENTION} exact_attention"
-WITH_MASK = f"{ATTENTION} hash_vectors cluster_codes centroid_scores top_keys centroid_attention"
+SAME_SHAPE = f"{ATTENTION} exact_attention refined_attention"
+WITH_MASK = (
+    f"{ATTENTION} refined_attention cluster_rows hash_vectors cluster_codes centroid_scores top_keys centroid_attention"
+)
 SCALED = f"{SAME_SHAPE} group_mean"
 
 ERRORS = [
     *vectors("q", SAME_SHAPE),
-    *vectors("x", "hash_vectors group_mean"),
+    *vectors("x", "hash_vectors group_mean cluster_rows"),
     *vectors("k", "centroid_scores"),
     *vectors("v", "centroid_attention"),
     (SAME_SHAPE, {"k": K.double()}, TypeError, ONE_DTYPE),
@@ -148,7 +185,7 @@ ERRORS = [
         "k must be on the device of q, cpu, got meta. Move it with .to(q.device).",
     ),
     (
-        FUSED,
+        HASHED,
         {"planes": PLANES.half()},
         TypeError,
         "planes must be float32 whatever the type of q, got torch.float16. Keep them in float32.",
@@ -160,40 +197,40 @@ ERRORS = [
         "planes must be float32 whatever the type of x, got torch.float16.",
     ),
     (
-        FUSED,
+        HASHED,
         {"planes": torch.zeros(257, 5)},
         ValueError,
         "planes must have shape (P, D) with P from 1 to 256 and D = 5, got (257, 5). Draw one normal vector",
     ),
-    (FUSED, {"planes": torch.zeros(0, 5)}, ValueError, "with P from 1 to 256 and D = 5, got (0, 5)."),
-    (FUSED, {"planes": torch.zeros(63, 6)}, ValueError, "with P from 1 to 256 and D = 5, got (63, 6)."),
-    (FUSED, {"planes": torch.zeros(63)}, ValueError, "planes must have 2 axes (P, D), got shape (63,)."),
+    (HASHED, {"planes": torch.zeros(0, 5)}, ValueError, "with P from 1 to 256 and D = 5, got (0, 5)."),
+    (HASHED, {"planes": torch.zeros(63, 6)}, ValueError, "with P from 1 to 256 and D = 5, got (63, 6)."),
+    (HASHED, {"planes": torch.zeros(63)}, ValueError, "planes must have 2 axes (P, D), got shape (63,)."),
     (
-        f"{FUSED} cluster_codes group_mean",
+        f"{FUSED} cluster_codes cluster_rows group_mean",
         {"clusters": 0},
         ValueError,
         "clusters must be from 1 to 65536, got 0. More clusters than tokens are allowed, none are not.",
     ),
     (
-        f"{FUSED} cluster_codes group_mean",
+        f"{FUSED} cluster_codes cluster_rows group_mean",
         {"clusters": 65537},
         ValueError,
         "clusters must be from 1 to 65536, got 65537.",
     ),
     (
-        f"{FUSED} cluster_codes group_mean",
+        f"{FUSED} cluster_codes cluster_rows group_mean",
         {"clusters": 2.0},
         TypeError,
         "clusters must be an int, got float. Pass a Python int.",
     ),
     (
-        "improved_clustered top_keys",
+        "improved_clustered refined_clustered top_keys",
         {"topk": -1},
         ValueError,
         "topk must be at least 0, got -1. Use 0 for no exact keys.",
     ),
     (
-        f"{FUSED} cluster_codes",
+        f"{HASHED} cluster_codes",
         {"iterations": -1},
         ValueError,
         "iterations must be at least 0, got -1. Use 0 to assign the tokens to the starting centroids.",
@@ -310,6 +347,75 @@ ERRORS = [
         {"top_mass": MASS[:, 1:]},
         ValueError,
         "top_mass must have shape (B, H, C), with B and H of q, = (2, 4, 3), got (2, 3, 3).",
+    ),
+    (
+        "refined_clustered",
+        {"key_clusters": 0},
+        ValueError,
+        "key_clusters must be from 1 to 65536, got 0. More key clusters than tokens are allowed, none are not.",
+    ),
+    ("tail", {"key_clusters_count": 65537}, ValueError, "key_clusters_count must be from 1 to 65536, got 65537."),
+    (
+        "refined_clustered refined_attention",
+        {"band": -1},
+        ValueError,
+        "band must be at least 0, got -1. Use 0 for no exact neighbours.",
+    ),
+    (
+        "refined_clustered cluster_rows",
+        {"rounds": -1},
+        ValueError,
+        "rounds must be at least 0, got -1. Use 0 to assign the tokens to the starting centroids.",
+    ),
+    (
+        "refined_clustered cluster_rows",
+        {"sample": 0},
+        ValueError,
+        "sample must be at least 1, got 0. A sample of at least 4 tokens per cluster is taken in any case.",
+    ),
+    ("refined_clustered cluster_rows", {"sample": 2.5}, TypeError, "sample must be an int, got float."),
+    (
+        "tail refined_attention",
+        {"key_clusters": ASSIGNMENT.long()},
+        TypeError,
+        "key_clusters must be int32, got torch.int64. Convert it with .int().",
+    ),
+    (
+        "refined_attention",
+        {"query_clusters": ASSIGNMENT[..., 1:]},
+        ValueError,
+        "query_clusters must have shape (B, H, N) of q = (2, 4, 11), got (2, 4, 10).",
+    ),
+    (
+        "tail refined_attention",
+        {"top_keys": TOP[:, :, 1:]},
+        ValueError,
+        "top_keys must have shape (B, H, C, K), with B, H and C of ",
+    ),
+    (
+        "tail",
+        {"scores": torch.zeros(2, 4, 3, 12)},
+        ValueError,
+        "scores must have shape (B, H, C, N), with B and N of k, = (2, 4, 3, 11), got (2, 4, 3, 12).",
+    ),
+    ("tail", {"v": V.double()}, TypeError, "v must be torch.float32 as k, got torch.float64."),
+    (
+        "refined_attention",
+        {"tail_spread": torch.zeros(2, 4, 3, 5)},
+        ValueError,
+        "tail_spread must have shape (B, H, C, M) = (2, 4, 3, 4), got (2, 4, 3, 5). Pass the one that was made from",
+    ),
+    (
+        "refined_attention",
+        {"tail_values": torch.zeros(2, 4, 3, 4, 5).double()},
+        TypeError,
+        "tail_values must be torch.float32 as centroids, got torch.float64. Make it with tail.",
+    ),
+    (
+        "refined_attention",
+        {"centroids": CENTROIDS.double()},
+        TypeError,
+        "centroids must be torch.float32 where q is torch.float32, got torch.float64.",
     ),
     ("group_scatter", {"values": CENTROIDS.half()}, TypeError, "values must be float32 or float64"),
 ]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from everything import random_batch, run_backward, run_forward
 from operator_cases import DTYPES, Case, Inputs
+from refined_cases import Refined, refined
 from tolerance import assert_close, assert_same_bits
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
@@ -26,6 +27,10 @@ def operator_arguments(dtype: torch.dtype = torch.float32, requires_grad: bool =
     top = cuda_ops.top_keys(scores, mask=mask, topk=2)
     rest, top_mass, _ = cuda_ops.centroid_attention(scores, v, mask=mask, top_keys=top)
     improved, clustered, full = inputs.improved(), inputs.clustered(), inputs.full()
+    queries, keys = (cuda_ops.cluster_rows(q, mask, 3, 2, 7), cuda_ops.cluster_rows(k, mask, 4, 2, 7))
+    keys = keys.repeat_interleave(2, 1)
+    tail = cuda_ops.tail(scores, k, v, keys, top, 4)
+    refined_results = cuda_ops.refined_clustered(q, k, v, mask, 3, 2, 4, 1, 2, 7, scale, 8)
     grad = torch.randn(q.shape).to(dtype)
 
     def leaf(x: Tensor) -> Tensor:
@@ -44,6 +49,11 @@ def operator_arguments(dtype: torch.dtype = torch.float32, requires_grad: bool =
         "full_attention": (*qkv, mask, scale),
         "clustered": (*qkv, mask, planes, 3, 2, scale, 8),
         "improved_clustered": (*qkv, mask, planes, 3, 2, 2, scale, 8),
+        "cluster_rows": (q, mask, 4, 2, 7),
+        "tail": (leaf(scores.masked_fill(scores.isinf(), 0)), *qkv[1:], keys, top, 4),
+        "refined_attention": (*qkv, mask, leaf(means), scores, *map(leaf, tail), queries, keys, top, 1, scale),
+        "refined_clustered": (*qkv, mask, 3, 2, 4, 1, 2, 7, scale, 8),
+        "refined_clustered_backward": (grad, q, k, v, mask, *refined_results, 3, 4, 1, scale, 8),
         "clustered_backward": (grad, q, k, v, mask, *clustered, 3, scale, 8),
         "improved_clustered_backward": (grad, q, k, v, mask, *improved, 3, scale, 8),
         "full_attention_backward": (grad, q, k, v, mask, *full, scale),
@@ -60,6 +70,11 @@ OPERATORS = sorted(
         "centroid_attention",
         "exact_attention",
         "group_scatter",
+        "cluster_rows",
+        "tail",
+        "refined_attention",
+        "refined_clustered",
+        "refined_clustered_backward",
     ]
     + [
         "full_attention",
@@ -124,7 +139,12 @@ def test_outputs_are_laid_out_tokens_before_heads(operator: str, B: int, N: int)
 # torch.compile
 
 
-def attend(inputs: Inputs, operator: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+def example_of(operator: str) -> Inputs | Refined:
+    """Inputs that have a method of this name; refined_clustered's is called run."""
+    return refined() if operator == "run" else Case().inputs()
+
+
+def attend(inputs: Inputs | Refined, operator: str) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     def function(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         out = getattr(inputs.changed(q=2 * q, k=k, v=v, mask=mask), operator)()[0]
         return out.transpose(1, 2).flatten(2) + 1
@@ -132,7 +152,7 @@ def attend(inputs: Inputs, operator: str) -> Callable[[Tensor, Tensor, Tensor, T
     return function
 
 
-@pytest.mark.parametrize("operator", ["improved", "clustered", "full"])
+@pytest.mark.parametrize("operator", ["improved", "clustered", "full", "run"])
 def test_compile_in_one_graph_with_any_length(operator: str) -> None:
     torch._dynamo.reset()
     graphs: list[torch.fx.GraphModule] = []
@@ -141,7 +161,7 @@ def test_compile_in_one_graph_with_any_length(operator: str) -> None:
         graphs.append(graph)
         return graph.forward
 
-    function = attend(Case().inputs(), operator)
+    function = attend(example_of(operator), operator)
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
     for N in (13, 29, 31, 7):
         inputs = Case(N=N).inputs()
@@ -151,11 +171,11 @@ def test_compile_in_one_graph_with_any_length(operator: str) -> None:
     assert any("cuda_ops" in str(node.target) for node in graphs[0].graph.nodes)
 
 
-@pytest.mark.parametrize("operator", ["improved", "clustered", "full"])
+@pytest.mark.parametrize("operator", ["improved", "clustered", "full", "run"])
 def test_compile_gradients(operator: str) -> None:
     """Through AOTAutograd: the fake kernels of the backward operators are used, and lengths stay dynamic."""
     torch._dynamo.reset()
-    function = attend(Case().inputs(), operator)
+    function = attend(example_of(operator), operator)
     compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
     for N in (13, 31):
         inputs = Case(N=N).inputs()

@@ -75,9 +75,7 @@ def test_empty(B: int, H: int, N: int) -> None:
 
 def test_defaults() -> None:
     inputs = refined(B=1, H=1, N=89, D=11, mask=None)
-    spelled_out = inputs.changed(
-        clusters=25, topk=64, key_clusters=32, band=4, rounds=3, sample=256, scale=11**-0.5
-    )
+    spelled_out = inputs.changed(clusters=25, topk=64, key_clusters=32, band=4, rounds=3, sample=256, scale=11**-0.5)
     for name, one, other in zip(
         NAMES, cuda_ops.refined_clustered(inputs.q, inputs.k, inputs.v), spelled_out.run(), strict=True
     ):
@@ -89,7 +87,9 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("W", [0, 4])
-@pytest.mark.parametrize("limit", [{"K": 23}, {"K": 61}, {"C": 23}, {"C": 31, "S": 1}, {"M": 23}, {"M": 31, "S": 1}], ids=str)
+@pytest.mark.parametrize(
+    "limit", [{"K": 23}, {"K": 61}, {"C": 23}, {"C": 31, "S": 1}, {"M": 23}, {"M": 31, "S": 1}], ids=str
+)
 def test_exact_in_three_limits(dtype: torch.dtype, W: int, limit: dict[str, int]) -> None:
     """K, C or M of at least the number of tokens, also where the rounds see fewer tokens than there are."""
     inputs = refined(dtype, B=6, N=23, W=W, **limit)
@@ -190,9 +190,7 @@ def test_clusters_are_nearest(C: int, rounds: int, S: int, dtype: torch.dtype) -
     inputs = refined(dtype, B=6, N=67, D=3)
     assignment = cuda_ops.cluster_rows(inputs.q, inputs.mask, C, rounds, S)
     slack = 32 * torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
-    oracle_refined.check_clusters(
-        assignment.numpy(), numpy(inputs.q), numpy(inputs.mask), C, rounds, S, slack
-    )
+    oracle_refined.check_clusters(assignment.numpy(), numpy(inputs.q), numpy(inputs.mask), C, rounds, S, slack)
 
 
 def test_a_token_that_is_no_number_is_in_the_first_cluster() -> None:
@@ -260,7 +258,7 @@ def test_bad_values_stay_in_their_head(name: str, bad: float) -> None:
     for label, one, other in zip(NAMES, results, good, strict=True):
         assert_same_bits(label, one[others], other[others])
     queries, keys, top = (x[1, 2] for x in results[2:])
-    assert (0 <= queries).all() and (queries < 5).all() and (0 <= keys).all() and (keys < 4).all()
+    assert (queries >= 0).all() and (queries < 5).all() and (keys >= 0).all() and (keys < 4).all()
     assert (top >= 0).all() and all(len(row.unique()) == 3 for row in top)
 
 

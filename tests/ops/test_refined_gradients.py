@@ -61,9 +61,7 @@ def test_against_float64_given_the_decisions(case: dict[str, Any], dtype: torch.
 
 
 @pytest.mark.parametrize("W", [0, 2])
-@pytest.mark.parametrize(
-    "limit", [{}, {"K": 9}, {"C": 9}, {"M": 9}, {"exact_below": 8}, {"K": 0, "M": 1}], ids=str
-)
+@pytest.mark.parametrize("limit", [{}, {"K": 9}, {"C": 9}, {"M": 9}, {"exact_below": 8}, {"K": 0, "M": 1}], ids=str)
 def test_gradcheck(limit: dict[str, int], W: int) -> None:
     """Finite differences, the three exact limits included."""
     inputs = refined(torch.float64, W=W, **{"B": 2, "H": 2, "H_kv": 1, "N": 9, "D": 3, "C": 2, "K": 2, "M": 3} | limit)
@@ -138,7 +136,9 @@ def test_the_gradient_of_a_padded_sequence_is_that_of_the_sequence() -> None:
         ),
     ):
         leaves = [x.clone().requires_grad_() for x in (inputs.q, inputs.k, inputs.v)]
-        gradients.append(torch.autograd.grad(inputs.changed(**dict(zip("qkv", leaves, strict=True))).run()[0], leaves, out_grad))
+        gradients.append(
+            torch.autograd.grad(inputs.changed(**dict(zip("qkv", leaves, strict=True))).run()[0], leaves, out_grad)
+        )
     for name, one, other in zip("qkv", *gradients, strict=True):
         assert_close(name, other[:, :, mask], one)
         assert not other[:, :, ~mask].any()
