@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cuda_ops import reference_backward, reference_refined_backward
 from cuda_ops.reference_parts import without_autocast
-from cuda_ops.reference_refined import Decisions, Tail
+from cuda_ops.reference_refined_parts import Decisions, Tail
 from cuda_ops.schemas import LIBRARY, NAMESPACE
 
 Context = Any

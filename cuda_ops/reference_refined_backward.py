@@ -1,7 +1,7 @@
 """The gradients of refined_clustered and its stages in plain PyTorch, by explicit formulas; decisions are constants.
 
-With g_i the gradient of query i's output o_i, e_i = q_i - qbar_c, x the weights of ``reference_refined.QueryRows``
-(e^logit over the total mass; the band's correction enters with a minus), h_i = |e_i|^2 / 2:
+With g_i the gradient of query i's output o_i, e_i = q_i - qbar_c, x the weights of ``attend`` (e^logit over
+the total mass; what was counted twice enters with a minus), h_i = |e_i|^2 / 2:
 
     dl       = x (g_i . v - g_i . o_i)                     every logit: exact, tail (v = Vbar_cm), counted twice
     df_im    = dl_im + sum_{j in band, m(j) = m} dl_ij     the tail's logit, and minus what was counted twice
@@ -38,17 +38,19 @@ from cuda_ops.reference_parts import (
     row_chunks,
     takes_exact_path,
 )
-from cuda_ops.reference_refined import (
+from cuda_ops.reference_refined import tail
+from cuda_ops.reference_refined_parts import (
     Decisions,
     QueryRows,
     Tail,
+    attend,
     cell_sum,
     cell_weights,
+    less_twice,
     of_keys,
     per_query_head,
     query_chunks,
     query_rows,
-    tail,
 )
 
 
@@ -95,12 +97,12 @@ def _chunk_backward(
     part: QueryRows, grad: Tensor, assignment: Tensor, k: Tensor, v: Tensor, scale: float, sums: _Sums
 ) -> Tensor:
     """Add one chunk of queries to the sums; returns its dq."""
-    batch, heads, count, _ = part.query.shape
+    batch, heads = part.query.shape[:2]
     clusters, tokens = sums.dscores.shape[2:]
-    exact, tails, twice = part.weights
+    out, _, (exact, tails, twice) = attend(part)
     width = twice.shape[-1]
     near = part.positions[..., part.positions.shape[-1] - width :]
-    mean_product = (grad * part.out).sum(-1, keepdim=True)
+    mean_product = (grad * out).sum(-1, keepdim=True)
     products = (part.values @ grad[..., None])[..., 0] - mean_product
     dexact = (exact * products).masked_fill(~part.present, 0)
     dtail = tails * ((part.tail.values @ grad[..., None])[..., 0] - mean_product)
@@ -127,9 +129,8 @@ def _chunk_backward(
     kv_head = torch.arange(heads, device=k.device) // (heads // k.shape[1])
     first = (torch.arange(batch, device=k.device)[:, None] * k.shape[1] + kv_head)[..., None, None] * tokens
     row = torch.where(part.present, first + part.positions, batch * k.shape[1] * tokens)
-    coefficients = exact - torch.nn.functional.pad(twice, (exact.shape[-1] - width, 0))
     sums.dk.add_(_sum_to_keys(dexact[..., None] * part.query[..., None, :], row, k))
-    sums.dv.add_(_sum_to_keys(coefficients[..., None] * grad[..., None, :], row, v))
+    sums.dv.add_(_sum_to_keys(less_twice(exact, twice)[..., None] * grad[..., None, :], row, v))
     return scale * dquery
 
 

@@ -56,8 +56,10 @@ def test_head_sizes(D: int) -> None:
 
 @pytest.mark.parametrize(
     "budget",
-    [{"K": 0}, {"K": 1}, {"K": 1000}, {"C": 1}, {"C": 31}, {"M": 1}, {"M": 31}, {"W": 1}, {"W": 1000}, {"S": 1}]
-    + [{"iterations": 0}, {"iterations": 7}, {"K": 0, "M": 1, "C": 1, "W": 0}, {"C": 31, "M": 31, "K": 0, "W": 0}],
+    [
+        *({"K": 0}, {"K": 1}, {"K": 1000}, {"C": 1}, {"C": 31}, {"M": 1}, {"M": 31}, {"W": 1}, {"W": 1000}, {"S": 1}),
+        *({"iterations": 0}, {"iterations": 7}, {"K": 0, "M": 1, "C": 1, "W": 0}, {"C": 31, "M": 31, "K": 0, "W": 0}),
+    ],
     ids=str,
 )
 def test_corner_budgets(budget: dict[str, int]) -> None:
