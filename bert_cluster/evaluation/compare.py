@@ -47,6 +47,7 @@ class Comparison:
     plan: Plan
     model: Mapping[str, Any]
     environment: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
     def batches(self) -> dict[str, Any]:
         """The entry `batches` of all_results.json."""
@@ -110,7 +111,21 @@ def compare(
         for method in methods:
             store.open_method(method.name, method.settings())
     runs = _run_all(options, job, methods, processes, store, load)
-    return Comparison(runs if processes.is_main else [], plan, model_facts, environment)
+    return Comparison(runs if processes.is_main else [], plan, model_facts, environment, exact_notes(methods, lengths))
+
+
+def exact_notes(methods: Sequence[Method], lengths: Sequence[Sequence[int]]) -> list[str]:
+    """How many inputs are so short that `exact_below` has them computed exactly: the operator decides it, unseen."""
+    notes = []
+    for method in methods:
+        below = 0 if method.config is None else method.config.exact_below
+        short = sum(length < below for part in lengths for length in part)
+        if short:
+            notes.append(
+                f"{method.name}: {short:,} of {sum(map(len, lengths)):,} inputs have fewer than exact_below={below} "
+                "tokens and ran exact attention."
+            )
+    return notes
 
 
 def _run_all(

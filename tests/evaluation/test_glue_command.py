@@ -161,6 +161,19 @@ def test_without_labels_no_score(
     assert len((tmp_path / "out" / "full" / "predict_results_mnli.txt").read_text().splitlines()) == 19
 
 
+def test_the_diagnostic_runs_an_mnli_model_and_counts_mcc(
+    nli_model: str, jsonl_file: Callable[..., str], nli_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    file = jsonl_file("diagnostic.jsonl", nli_rows)
+    assert main(flags(nli_model, "ax", file, tmp_path / "out", "--attention", "full")) == 0
+    assert set(read(tmp_path / "out" / "full" / "eval_results.json")) == {
+        "eval_matthews_correlation",
+        "eval_loss",
+        *SPEED_KEYS,
+    }
+    assert (tmp_path / "out" / "full" / "predict_results_ax.txt").exists()
+
+
 def test_regression(
     save_model: Callable[..., str], jsonl_file: Callable[..., str], nli_rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:

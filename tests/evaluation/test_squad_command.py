@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from transformers import MPNetConfig, MPNetForQuestionAnswering
 
 from bert_cluster import ClusterConfig
 from bert_cluster.evaluation import compare, runner
@@ -116,6 +117,31 @@ def test_without_the_flag_the_stored_settings_run(
     assert list(methods) == ["full", "clustered"]
     assert methods["clustered"]["cluster_config"] == settings.to_dict()
     assert methods["clustered"]["settings_from"] == "checkpoint"
+
+
+def test_inputs_below_exact_below_run_exact_and_are_counted(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--attention", "full", "clustered", "--clusters", "1", "--exact_below", "100", "--no_plot"]
+    assert main(flags(qa_model, squad_file(5), tmp_path / "out", *more)) == 0
+    content = read(tmp_path / "out" / "all_results.json")
+    inputs = content["batches"]["inputs"]
+    assert f"{inputs} of {inputs} inputs have fewer than exact_below=100 tokens" in capsys.readouterr().out
+    assert content["methods"]["clustered"]["agreement_with_full"]["value"] == 1.0
+
+
+def test_a_model_that_cannot_be_patched_is_refused_before_anything_runs(
+    squad_file: Callable[..., str], tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = MPNetConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    MPNetForQuestionAnswering(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert main(flags(str(tmp_path / "model"), squad_file(3), tmp_path / "out", "--no_plot")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("squad-eval: error: ") and "MPNet" in error
+    assert not list((tmp_path / "out").rglob("*.npz"))
 
 
 def test_version_2(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:
