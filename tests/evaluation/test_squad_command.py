@@ -13,7 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import MPNetConfig, MPNetForQuestionAnswering
+import torch
+from transformers import (
+    DistilBertConfig,
+    DistilBertForQuestionAnswering,
+    MPNetConfig,
+    MPNetForQuestionAnswering,
+)
 
 from bert_cluster import ClusterConfig
 from bert_cluster.evaluation import compare, runner
@@ -128,6 +134,21 @@ def test_inputs_below_exact_below_run_exact_and_are_counted(
     inputs = content["batches"]["inputs"]
     assert f"{inputs} of {inputs} inputs have fewer than exact_below=100 tokens" in capsys.readouterr().out
     assert content["methods"]["clustered"]["agreement_with_full"]["value"] == 1.0
+
+
+def test_inputs_that_the_model_does_not_take_are_left_out(
+    squad_file: Callable[..., str], tmp_path: Path, tokenizer: Any
+) -> None:
+    """The tokenizer gives token_type_ids, DistilBERT takes none."""
+    torch.manual_seed(1)
+    DistilBertForQuestionAnswering(
+        DistilBertConfig(vocab_size=60, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
+    ).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    more = ["--attention", "full", "improved-clustered", "--topk", "64", "--no_plot"]
+    assert main(flags(str(tmp_path / "model"), squad_file(3), tmp_path / "out", *more)) == 0
+    methods = read(tmp_path / "out" / "all_results.json")["methods"]
+    assert methods["improved-clustered"]["agreement_with_full"]["value"] == 1.0
 
 
 def test_a_model_that_cannot_be_patched_is_refused_before_anything_runs(
