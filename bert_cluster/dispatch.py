@@ -19,13 +19,11 @@ from bert_cluster.errors import (
     ExactAttentionWarning,
     NotPatchedError,
 )
+from bert_cluster.families import SCORE_KEYWORDS
 
 NAME = "clustered"
 LAYER = "clustered_attention"  # attribute of a patched attention module: its Layer
 PLANES = "clustered_planes"  # its buffer: the bits of the float32 planes as int32, which no .to(dtype) casts
-
-# Keywords that families give their attention function for scores that are more than a scaled product.
-SCORE_KEYWORDS = ("position_bias", "softcap", "s_aux", "sinks")
 
 _ADDED_TO_PADDING = -1000.0  # families that add their mask put -10000 or less on padding and 0 elsewhere
 

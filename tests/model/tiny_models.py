@@ -53,7 +53,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "eurobert": {"num_key_value_heads": 2, "head_dim": 8},
     "gte": {},
     "layoutlm": {},
-    "markuplm": {"xpath_unit_hidden_size": 2, "max_depth": 2, "max_xpath_tag_unit_embeddings": 8},
+    "markuplm": {"xpath_unit_hidden_size": 2, "max_depth": 2},
 }
 WINDOWED = {"modernbert": (1, 2)}  # family -> its layers with a sliding window, which stay exact
 _SPECIAL = {"bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
