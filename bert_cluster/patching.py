@@ -115,7 +115,8 @@ def patch(
         if buffers[each.name] is not None:
             each.module.register_buffer(dispatch.PLANES, buffers[each.name], persistent=False)
     setattr(encoder, _STATE, Patch(configs))
-    encoder.set_attn_implementation(dispatch.NAME)
+    for each_config in configs:  # model.set_attn_implementation would miss configurations that only layers hold
+        each_config.own._attn_implementation = dispatch.NAME
     setattr(encoder.config, CONFIG_KEY, chosen.to_dict())
     return model
 
