@@ -80,6 +80,7 @@ def test_a_copy_may_be_cast_alone() -> None:
     assert torch.equal(hidden(model, inputs), expected)
 
 
+@pytest.mark.filterwarnings("ignore:cuda_ops runs on its PyTorch reference")  # its subject is not speed
 def test_shapes_on_the_meta_device() -> None:
     model = bert_cluster.patch(tiny_bert(), clusters=3, topk=4).to("meta")
     inputs = {name: tensor.to("meta") for name, tensor in batch().items()}
