@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import batch, hidden, on_valid, tiny_bert, tiny_model
+from tiny_models import batch, hidden, loss_of, on_valid, tiny_bert, tiny_model
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -80,7 +80,7 @@ def test_compiled_gradients_are_those_of_eager() -> None:
     for compiled in (False, True):
         model = bert_cluster.patch(tiny_bert(), **BUDGETS)
         run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
-        on_valid(run(**inputs).last_hidden_state, inputs).square().sum().backward()
+        loss_of(run, inputs).backward()
         gradients.append([parameter.grad for parameter in model.encoder.parameters()])
     for eager, traced in zip(*gradients, strict=True):
         assert torch.allclose(traced, eager, rtol=1e-4, atol=1e-4 * float(eager.abs().max()) + 1e-7)

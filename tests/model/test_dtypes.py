@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from tiny_models import batch, hidden, on_valid, tiny_bert, tiny_model
+from tiny_models import batch, hidden, loss_of, on_valid, tiny_bert, tiny_model
 from torch import Tensor, nn
 
 import bert_cluster
@@ -43,12 +43,12 @@ def test_autocast(family: str) -> None:
 def test_autocast_in_training() -> None:
     model, inputs = bert_cluster.patch(tiny_bert(), clusters=3, topk=4), batch()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = on_valid(model(**inputs).last_hidden_state, inputs).float().square().mean()
+        loss = loss_of(model, inputs)
     loss.backward()
     gradient = model.encoder.layer[0].attention.self.query.weight.grad
     assert gradient.dtype == torch.float32
     assert torch.isfinite(gradient).all()
-    assert gradient.abs().max() > 0
+    assert gradient.abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)

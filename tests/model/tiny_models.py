@@ -104,6 +104,12 @@ def on_valid(states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     return states[inputs["attention_mask"].bool()]
 
 
+def loss_of(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """A loss with gradients of the size of one: the valid states times fixed numbers (their norm alone is constant)."""
+    states = on_valid(model(**inputs).last_hidden_state, inputs)
+    return (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(1))).sum()
+
+
 def everything(model: torch.nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by name, those outside of the state dict too, copied."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
