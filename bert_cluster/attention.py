@@ -60,16 +60,12 @@ def run_layer(
         keys = None if mask is None else mask[:, None, None, :]
         grouped = k.shape[1] != q.shape[1]
         return scaled_dot_product_attention(q, k, v, attn_mask=keys, scale=scale, enable_gqa=grouped)
-    common = {
-        "scale": scale,
-        "exact_below": settings.exact_below,
-        "iterations": settings.iterations,
-    }
+    clusters, iterations, exact_below = settings.clusters, settings.iterations, settings.exact_below
     if settings.method == "clustered":
-        out: Tensor = cuda_ops.clustered(q, k, v, mask, planes, settings.clusters, **common)[0]
-    else:
-        out = cuda_ops.improved_clustered(q, k, v, mask, planes, settings.clusters, settings.topk, **common)[0]
-    return out
+        return cuda_ops.clustered(q, k, v, mask, planes, clusters, iterations, scale, exact_below)[0]
+    return cuda_ops.improved_clustered(q, k, v, mask, planes, clusters, settings.topk, iterations, scale, exact_below)[
+        0
+    ]
 
 
 def runs_on_reference(q: Tensor) -> bool:

@@ -108,7 +108,7 @@ def clustered_attention(
 
 
 def clustered_mask(
-    *args: Any,
+    *,
     mask_function: Callable[..., Any] = bidirectional_mask_function,
     attention_mask: Tensor | None = None,
     **kwargs: Any,
@@ -119,7 +119,7 @@ def clustered_mask(
     """
     if mask_function is bidirectional_mask_function:
         return attention_mask
-    made: Tensor | None = sdpa_mask(*args, mask_function=mask_function, attention_mask=attention_mask, **kwargs)
+    made: Tensor | None = sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
     return made
 
 

@@ -8,6 +8,7 @@ import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -170,7 +171,7 @@ def padded_by_addition(module: nn.Module) -> bool:
     return getattr(getattr(module, "config", None), "model_type", None) in ADDITIVE_PADDING
 
 
-def configs_of(model: nn.Module) -> Iterator[tuple[nn.Module, object]]:
+def configs_of(model: nn.Module) -> Iterator[tuple[Any, object]]:
     """Every module that holds a configuration, with it."""
     for module in model.modules():
         config = vars(module).get("config")

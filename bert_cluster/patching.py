@@ -80,7 +80,7 @@ def patch(
         UnsupportedModelError: this model's attention cannot be replaced; the text says why and what can.
         ConfigError: impossible settings, or layers that the model has not.
     """
-    named = {
+    named: dict[str, Any] = {
         "method": method,
         "clusters": clusters,
         "topk": topk,
