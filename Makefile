@@ -4,7 +4,8 @@ VENV ?= .venv
 # The torch to install where the environment has none; any from 2.11 on serves (make test TORCH="torch==2.11.0").
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py $(shell find build_support cuda_ops bert_cluster glue_eval squad_eval -name '*.py' -o -name '*.cpp' -o -name '*.h')
+# What the compiled operators and the installed metadata depend on; Python files are used where they lie.
+SOURCES := pyproject.toml setup.py $(wildcard build_support/*.py) $(shell find cuda_ops/csrc -type f)
 
 .PHONY: help install demo test lint format clean
 
@@ -39,11 +40,11 @@ $(VENV)/.environment:
 	touch $@
 
 $(VENV)/.installed-demo: $(VENV)/.environment $(SOURCES)
-	$(BIN)/python -m pip install --quiet ".[demo]"
+	$(BIN)/python -m pip install --quiet --editable ".[demo]"
 	$(BIN)/python -m cuda_ops
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.environment $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	$(BIN)/python -m cuda_ops
-	touch $@
+	touch $@ $(VENV)/.installed-demo

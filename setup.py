@@ -7,7 +7,7 @@ from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from build_support.extension import BuildOperators, BuildPackages, extensions  # noqa: E402
+from build_support.extension import BuildOperators, BuildPackages, extensions
 
 setup(
     ext_modules=extensions(),

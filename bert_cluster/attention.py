@@ -60,24 +60,18 @@ def run_layer(
         return scaled_dot_product_attention(q, k, v, attn_mask=keys, scale=scale, enable_gqa=grouped)
     if planes is None:
         return _refined(q, k, v, mask, settings, scale)
-    common = {
-        "scale": scale,
-        "exact_below": settings.exact_below,
-        "iterations": settings.iterations,
-    }
+    clusters, iterations, exact_below = settings.clusters, settings.iterations, settings.exact_below
     if settings.method == "clustered":
-        out: Tensor = cuda_ops.clustered(q, k, v, mask, planes, settings.clusters, **common)[0]
-    else:
-        out = cuda_ops.improved_clustered(q, k, v, mask, planes, settings.clusters, settings.topk, **common)[0]
-    return out
+        return cuda_ops.clustered(q, k, v, mask, planes, clusters, iterations, scale, exact_below)[0]
+    topk = settings.topk
+    return cuda_ops.improved_clustered(q, k, v, mask, planes, clusters, topk, iterations, scale, exact_below)[0]
 
 
 def _refined(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: LayerSettings, scale: float | None
 ) -> Tensor:
     budgets = settings.budgets()
-    out: Tensor = cuda_ops.refined_clustered(q, k, v, mask, **budgets, scale=scale, exact_below=settings.exact_below)[0]
-    return out
+    return cuda_ops.refined_clustered(q, k, v, mask, **budgets, scale=scale, exact_below=settings.exact_below)[0]
 
 
 def runs_on_reference(q: Tensor) -> bool:

@@ -152,7 +152,9 @@ class ClusterConfig:
         if not isinstance(data, Mapping):
             raise ConfigError(f"Settings must be a JSON object, got {type(data).__name__}: {data!r}.")
         version = data.get("version", VERSION)
-        if not isinstance(version, int) or version > VERSION:
+        if type(version) is not int or version < 1:
+            raise ConfigError(f"These settings have the version {version!r}; a whole number from 1 is expected.")
+        if version > VERSION:
             raise ConfigError(
                 f"These settings have version {version!r}; this bert-cluster reads versions up to {VERSION}. "
                 f"Install a newer bert-cluster."

@@ -1,6 +1,5 @@
 """The two functions that transformers calls under our name: attention, and the mask that goes with it."""
 
-import functools
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from bert_cluster.errors import (
     ExactAttentionWarning,
     NotPatchedError,
 )
+from bert_cluster.families import SCORE_KEYWORDS
 
 NAME = "clustered"
 LAYER = "clustered_attention"  # attribute of a patched attention module: its Layer
@@ -37,11 +37,17 @@ class Layer:
 
     settings: LayerSettings
     additive_padding: bool = False
+    warned: set[type[Warning]] = field(default_factory=set)  # one set for all layers of a model
     calls: dict[str, int] = field(default_factory=lambda: {"clustered": 0, "exact": 0, "reference": 0})
 
     def count(self, kind: str) -> None:
         if not torch.compiler.is_compiling():
             self.calls[kind] += 1
+
+    def warn_once(self, category: type[Warning], message: str) -> None:
+        if not torch.compiler.is_compiling() and category not in self.warned:
+            self.warned.add(category)
+            warnings.warn(message, category, stacklevel=4)
 
 
 def clustered_attention(
@@ -84,20 +90,16 @@ def clustered_attention(
         layer.count("exact")
         return _exact(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     mask, problem = _key_padding(attention_mask, query, key, layer)
-    if kwargs.get("is_causal") or getattr(module, "is_causal", False):
-        problem = "the attention is causal"
+    problem = problem or _more_than_padding(module, kwargs)
     if problem:
         layer.count("exact")
-        _warn_once(
-            f"{type(module).__name__} runs exact attention in this call: {problem}.",
-            ExactAttentionWarning,
-        )
+        layer.warn_once(ExactAttentionWarning, f"{type(module).__name__} runs exact attention in this call: {problem}.")
         return _exact(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
     if module.training and dropout > 0:
-        _warn_once(
+        layer.warn_once(
+            AttentionDropoutWarning,
             f"Clustered layers train without attention dropout; the model asks for {dropout}. Set "
             f"attention_probs_dropout_prob=0 in its configuration to say that this is meant.",
-            AttentionDropoutWarning,
         )
     query, key, value = _one_dtype(query, key, value)
     out = run_layer(query, key, value, mask, layer.settings, _planes(module), scaling)
@@ -106,27 +108,18 @@ def clustered_attention(
 
 
 def clustered_mask(
-    *args: Any,
+    *,
     mask_function: Callable[..., Any] = bidirectional_mask_function,
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
     """The mask of our attention: the 2-D padding mask as it is, where padding is all there is to mask.
 
-    Anything more (windows, causality, packed sequences) becomes the 4-D mask of SDPA, which `clustered_attention` then
-    treats as exact attention.
+    Anything more (windows, causality, packed sequences) becomes the mask of SDPA, as if the model were not patched.
     """
     if mask_function is bidirectional_mask_function:
         return attention_mask
-    for skip in ("allow_is_causal_skip", "allow_is_bidirectional_skip"):
-        kwargs.pop(skip, None)
-    made: Tensor | None = sdpa_mask(
-        *args,
-        mask_function=mask_function,
-        attention_mask=attention_mask,
-        allow_is_causal_skip=False,
-        **kwargs,
-    )
+    made: Tensor | None = sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
     return made
 
 
@@ -170,6 +163,16 @@ def _key_padding(mask: Tensor | None, query: Tensor, key: Tensor, layer: Layer) 
     return mask.to(torch.bool).expand(batch, tokens), None
 
 
+def _more_than_padding(module: nn.Module, kwargs: dict[str, Any]) -> str | None:
+    """What else than padding shapes the scores of this call, if anything does."""
+    if kwargs.get("is_causal") or getattr(module, "is_causal", False):
+        return "the attention is causal"
+    for name in SCORE_KEYWORDS:
+        if kwargs.get(name) is not None:
+            return f"{name} changes the scores"
+    return None
+
+
 def _exact(
     module: nn.Module,
     query: Tensor,
@@ -180,8 +183,18 @@ def _exact(
     dropout: float,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
+    """SDPA with the mask that the model would give it if it were not patched: the same bits."""
     if mask is not None and mask.dim() == 2:
-        mask = mask[:, None, None, :].to(torch.bool)
+        mask = sdpa_mask(
+            batch_size=query.shape[0],
+            q_length=query.shape[2],
+            kv_length=key.shape[2],
+            mask_function=bidirectional_mask_function,
+            attention_mask=mask.to(torch.bool),
+            allow_is_causal_skip=False,
+            allow_is_bidirectional_skip=True,
+            device=query.device,
+        )
     kwargs.setdefault("is_causal", False if mask is not None else getattr(module, "is_causal", False))
     out, _ = sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
     return out, None
@@ -209,10 +222,8 @@ def _with_weights(
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if mask is not None:
         mask = mask[:, None, None, :] if mask.dim() == 2 else mask
-        if mask.dtype == torch.bool:
-            scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        else:
-            scores = scores + mask
+        valid = mask.dtype == torch.bool
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if valid else scores + mask
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
@@ -224,13 +235,3 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
     kind = query.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else value.dtype
     return query.to(dtype), key.to(dtype), value.to(dtype)
-
-
-@functools.cache
-def _warn(message: str, category: type[Warning]) -> None:
-    warnings.warn(message, category, stacklevel=5)
-
-
-def _warn_once(message: str, category: type[Warning]) -> None:
-    if not torch.compiler.is_compiling():
-        _warn(message, category)

@@ -8,6 +8,7 @@ import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -15,6 +16,8 @@ from transformers import PreTrainedModel
 from bert_cluster.errors import UnsupportedModelError
 
 _DISPATCH = "ALL_ATTENTION_FUNCTIONS.get_interface("
+# Keywords that families give their attention function for scores that are more than a scaled product.
+SCORE_KEYWORDS = ("position_bias", "softcap", "s_aux", "sinks")
 # Families that hand their padding mask over as numbers to add, (B, 1, 1, N), and nothing else in it.
 ADDITIVE_PADDING = ("layoutlm", "markuplm")
 
@@ -79,6 +82,7 @@ def attention_modules(model: PreTrainedModel) -> tuple[AttentionModule, ...]:
             f"nothing can be replaced. Use a family that does, such as BERT, RoBERTa, XLM-R, ELECTRA, DistilBERT or ModernBERT."
         )
     for each in found:
+        _refuse_causality(each, kind)
         _refuse_biases(each, kind)
     if all(each.exempt for each in found):
         reasons = sorted({str(each.exempt) for each in found})
@@ -118,10 +122,11 @@ def _exemption(module: nn.Module) -> str | None:
 
 def _refuse_decoders(model: PreTrainedModel, kind: str) -> None:
     config = model.config
-    if getattr(config, "is_encoder_decoder", False):
+    looks_back = any(getattr(module, "is_decoder", False) is True for module in model.modules())
+    if looks_back and getattr(config, "is_encoder_decoder", False):
         raise UnsupportedModelError(
-            f"{kind} is an encoder with a decoder; clustered attention is for encoders. Patch its encoder alone, if it has one "
-            f"with plain self-attention."
+            f"{kind} is an encoder with a decoder; clustered attention is for encoders. Patch its encoder alone "
+            f"(model.get_encoder()), if that has plain self-attention."
         )
     for name, module in model.named_modules():
         if getattr(getattr(module, "config", None), "is_decoder", False):
@@ -136,6 +141,14 @@ def _refuse_decoders(model: PreTrainedModel, kind: str) -> None:
             )
 
 
+def _refuse_causality(each: AttentionModule, kind: str) -> None:
+    if not each.exempt and getattr(each.module, "is_causal", False):
+        raise UnsupportedModelError(
+            f"{kind} has causal attention (in {each.name or type(each.module).__name__}); clustered attention looks at all "
+            f"tokens. Use an encoder."
+        )
+
+
 def _refuse_biases(each: AttentionModule, kind: str) -> None:
     parameters = inspect.signature(inspect.unwrap(type(each.module).forward)).parameters
     relative = [
@@ -144,7 +157,9 @@ def _refuse_biases(each: AttentionModule, kind: str) -> None:
     active = [
         name for name in relative if getattr(each.module, name) is not None and getattr(each.module, name) is not False
     ]
-    if "position_bias" in parameters or active:
+    source = _forward_source(each.module)
+    passed = [name for name in SCORE_KEYWORDS if f"{name}=" in source]
+    if "position_bias" in parameters or active or passed:
         raise UnsupportedModelError(
             f"{kind} adds position biases to the scores of {each.name or type(each.module).__name__}; clustered attention has no "
             f"place for them. Use a family with absolute or rotary positions."
@@ -156,7 +171,7 @@ def padded_by_addition(module: nn.Module) -> bool:
     return getattr(getattr(module, "config", None), "model_type", None) in ADDITIVE_PADDING
 
 
-def configs_of(model: nn.Module) -> Iterator[tuple[nn.Module, object]]:
+def configs_of(model: nn.Module) -> Iterator[tuple[Any, object]]:
     """Every module that holds a configuration, with it."""
     for module in model.modules():
         config = vars(module).get("config")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from torch import nn
-from transformers import PreTrainedModel, PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from bert_cluster import dispatch
 from bert_cluster.config import CONFIG_KEY, ClusterConfig, LayerSettings
@@ -28,10 +28,24 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass
 class Patch:
-    """What `unpatch` needs: the attention modules by name, and the configurations that were there before."""
+    """What `unpatch` needs."""
 
-    modules: tuple[str, ...]
-    configs: list[tuple[PretrainedConfig, PretrainedConfig]]  # (the model's own copy, the original)
+    configs: list["OwnConfig"]
+
+
+@dataclass
+class OwnConfig:
+    """A configuration object of a patched model, which no other model shares.
+
+    Attributes:
+        own: the copy that the patched model holds.
+        original: the object that the model held before, and gets back.
+        before: the original's values at that time.
+    """
+
+    own: PretrainedConfig
+    original: PretrainedConfig
+    before: dict[str, Any]
 
 
 def patch(
@@ -71,7 +85,7 @@ def patch(
         UnsupportedModelError: this model's attention cannot be replaced; the text says why and what can.
         ConfigError: impossible settings, or layers that the model has not.
     """
-    named = {
+    named: dict[str, Any] = {
         "method": method,
         "clusters": clusters,
         "topk": topk,
@@ -94,6 +108,7 @@ def patch(
         )
     encoder = encoder_of(model)
     modules = attention_modules(encoder)
+    _refuse_nested_patches(encoder, modules)
     chosen = ClusterConfig(**given) if given else config or stored_settings(encoder.config) or ClusterConfig()
     settings = _settings_by_module(encoder, modules, chosen)
     _refuse_states(encoder)
@@ -102,13 +117,15 @@ def patch(
     if is_patched(encoder):
         unpatch(model)
     configs = _own_configs(model, encoder)
+    warned: set[type[Warning]] = set()
     for each in modules:
-        layer = dispatch.Layer(settings[each.name], padded_by_addition(each.module))
+        layer = dispatch.Layer(settings[each.name], padded_by_addition(each.module), warned)
         setattr(each.module, dispatch.LAYER, layer)
         if buffers[each.name] is not None:
             each.module.register_buffer(dispatch.PLANES, buffers[each.name], persistent=False)
-    setattr(encoder, _STATE, Patch(tuple(each.name for each in modules), configs))
-    encoder.set_attn_implementation(dispatch.NAME)
+    setattr(encoder, _STATE, Patch(configs))
+    for each_config in configs:  # model.set_attn_implementation would miss configurations that only layers hold
+        each_config.own._attn_implementation = dispatch.NAME
     setattr(encoder.config, CONFIG_KEY, chosen.to_dict())
     return model
 
@@ -122,16 +139,23 @@ def unpatch(model: Model) -> Model:
     encoder = encoder_of(model)
     state: Patch | None = vars(encoder).get(_STATE)
     if state is None:
-        raise NotPatchedError(f"This {type(encoder).__name__} is not patched: there is nothing to undo.")
-    for name in state.modules:
-        module = encoder.get_submodule(name)
-        delattr(module, dispatch.LAYER)
+        part_of = any(dispatch.LAYER in vars(module) for module in encoder.modules())
+        raise NotPatchedError(
+            f"This {type(encoder).__name__} was not patched itself, but a model around it or in it was: unpatch that one."
+            if part_of
+            else f"This {type(encoder).__name__} is not patched: there is nothing to undo."
+        )
+    for module in encoder.modules():
+        if dispatch.LAYER in vars(module):
+            delattr(module, dispatch.LAYER)
         if dispatch.PLANES in module._buffers:
             delattr(module, dispatch.PLANES)
-    originals = {id(own): original for own, original in state.configs}
-    for own, original in state.configs:
-        _carry_changes(own, original)
-        vars(original).pop(CONFIG_KEY, None)
+    originals = {id(each.own): each.original for each in state.configs}
+    for each in state.configs:
+        _carry_changes(each)
+        vars(each.original).pop(CONFIG_KEY, None)
+        if each.original._attn_implementation == dispatch.NAME:  # loaded under our name: exact from now on
+            each.original._attn_implementation_internal = "sdpa" if encoder._supports_sdpa else "eager"
     for module, config in configs_of(model):
         if id(config) in originals:
             module.config = originals[id(config)]
@@ -184,6 +208,18 @@ def _settings_by_module(
     return settings
 
 
+def _refuse_nested_patches(encoder: PreTrainedModel, modules: tuple[AttentionModule, ...]) -> None:
+    for name, module in encoder.named_modules():
+        if module is not encoder and _STATE in vars(module):
+            raise UnsupportedModelError(
+                f"{name}, a part of this {type(encoder).__name__}, is patched on its own. Unpatch it first, then patch the whole."
+            )
+    if not is_patched(encoder) and any(dispatch.LAYER in vars(each.module) for each in modules):
+        raise UnsupportedModelError(
+            f"This {type(encoder).__name__} is a part of a model that is patched as a whole. Unpatch or patch that one."
+        )
+
+
 def _refuse_states(encoder: PreTrainedModel) -> None:
     if getattr(encoder.config, "output_attentions", False):
         raise UnsupportedModelError(
@@ -211,23 +247,23 @@ def _head_size(each: AttentionModule) -> int:
     return int(size)
 
 
-def _own_configs(model: nn.Module, encoder: PreTrainedModel) -> list[tuple[PretrainedConfig, PretrainedConfig]]:
-    """Replace the encoder's configuration, and every configuration inside it, by copies; returns (copy, original)."""
+def _own_configs(model: nn.Module, encoder: PreTrainedModel) -> list[OwnConfig]:
+    """Replace the encoder's configuration, and every configuration inside it, by copies."""
     memo: dict[int, Any] = {}
     copy.deepcopy(encoder.config, memo)
-    pairs: dict[int, tuple[PretrainedConfig, PretrainedConfig]] = {}
+    inside = set(encoder.modules())
+    made: dict[int, OwnConfig] = {}
     for module, config in list(configs_of(model)):
-        if isinstance(config, PretrainedConfig) and (id(config) in memo or module in set(encoder.modules())):
+        if isinstance(config, PretrainedConfig) and (id(config) in memo or module in inside):
             own = copy.deepcopy(config, memo)
-            pairs[id(config)] = (own, config)
+            made[id(config)] = OwnConfig(own, config, copy.deepcopy(vars(config)))
             module.config = own
-    return list(pairs.values())
+    return list(made.values())
 
 
-def _carry_changes(own: PretrainedConfig, original: PretrainedConfig) -> None:
+def _carry_changes(config: OwnConfig) -> None:
     """What the user changed in the configuration while the model was patched stays changed."""
     ours = {CONFIG_KEY, "_attn_implementation_internal"}
-    before = vars(original)
-    for name, value in vars(own).items():
-        if name not in ours and not isinstance(value, PretrainedConfig) and before.get(name) != value:
-            setattr(original, name, value)
+    for name, value in vars(config.own).items():
+        if name not in ours and not isinstance(value, PretrainedConfig) and config.before.get(name) != value:
+            setattr(config.original, name, value)

@@ -44,7 +44,12 @@ def compile_objects(compiler: Sequence[str], flags_by_source: dict[Path, list[st
         return target
 
     with ThreadPoolExecutor(jobs) as pool:
-        return list(pool.map(compile_one, flags_by_source))
+        objects = [pool.submit(compile_one, source) for source in flags_by_source]
+        try:
+            return [made.result() for made in objects]
+        except CompilerError:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def link(compiler: Sequence[str], objects: Sequence[Path], target: Path, library_folder: Path) -> None:
@@ -74,7 +79,9 @@ def _is_current(target: Path, command: list[str]) -> bool:
 def _run(command: list[str]) -> None:
     print(shlex.join(command), flush=True)
     answer = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if answer.returncode:
+        raise CompilerError(
+            f"this command failed with exit status {answer.returncode}:\n{shlex.join(command)}\n{answer.stdout}"
+        )
     if answer.stdout:
         print(answer.stdout, flush=True)
-    if answer.returncode:
-        raise CompilerError(f"this command failed with exit status {answer.returncode}:\n{shlex.join(command)}\n{answer.stdout}")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from . import compiler, sources, torch_install
 
 PROJECT = Path(__file__).resolve().parent.parent
 BUILD_INFO = Path("cuda_ops") / "_build_info.json"
+# Not setuptools' own folder of objects: an editable install gets a new one each time and would compile everything again.
+OBJECTS = PROJECT / "build" / "objects"
 
 NO_TORCH = """\
 cuda_ops is compiled against torch, and the build sees none that is new enough (torch >= 2.11).
@@ -58,7 +61,9 @@ def decide() -> Decision:
     reason = f"CXX={named} names no program" if named else "there was no C++ compiler (c++, g++ or clang++) on the PATH"
     remedy = f"install a C++ compiler (Debian, Ubuntu: apt install g++), {REINSTALL}"
     if wish == "1":
-        raise SetupError(f"CUDA_OPS_BUILD=1 asks for compiled operators, but {reason}. Install one, or unset CUDA_OPS_BUILD.")
+        raise SetupError(
+            f"CUDA_OPS_BUILD=1 asks for compiled operators, but {reason}. Install one, or unset CUDA_OPS_BUILD."
+        )
     return Decision(False, reason, remedy)
 
 
@@ -97,10 +102,10 @@ class BuildOperators(build_ext):
             raise SetupError(NO_TORCH)
         command = compiler.find_compiler()
         assert command, "extensions() lists nothing without a compiler"
-        flags = sources.flags_by_source(PROJECT, [torch.include, *map(Path, self.include_dirs)])
+        flags = sources.flags_by_source(PROJECT, [torch.include, Path(sysconfig.get_path("include"))])
         library = Path(self.get_ext_fullpath(ext.name))
         try:
-            objects = compiler.compile_objects(command, flags, Path(self.build_temp).resolve())
+            objects = compiler.compile_objects(command, flags, OBJECTS)
             compiler.link(command, objects, library, torch.lib)
         except compiler.CompilerError as error:
             raise CompileError(GO_ON.format(error=error)) from error

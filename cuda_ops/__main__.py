@@ -14,7 +14,9 @@ from cuda_ops._library import Status, status
 
 def report(found: Status) -> str:
     """The status as aligned lines, one fact a line."""
-    facts = {"torch": f"{torch.__version__}, Python {platform.python_version()}, {platform.machine()}"}
+    facts: dict[str, str | None] = {
+        "torch": f"{torch.__version__}, Python {platform.python_version()}, {platform.machine()}"
+    }
     if found.compiled:
         facts |= {
             "operators": "compiled",

@@ -89,11 +89,10 @@ def warn_if_reference(device_type: str, dtype: torch.dtype) -> None:
     if torch.compiler.is_compiling() or backend_for(device_type, dtype) != "reference":
         return
     found = status()
+    reason, remedy = found.reason, found.remedy
     if found.compiled:
         reason = f"the installed library has no operators for {dtype} tensors on {device_type!r}"
         remedy = "python -m cuda_ops lists what was built"
-    else:
-        reason, remedy = found.reason, found.remedy
     _warn_once(f"cuda_ops runs on its PyTorch reference, which is slow: {reason}. To change that, {remedy}.")
 
 

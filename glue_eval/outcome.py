@@ -126,7 +126,7 @@ def gather_results(
         environment=comparison.environment,
         methods=[_compared(options, task, parts, one, full) for one in predicted],
         bootstrap={"samples": options.bootstrap_samples, "level": 0.95, "seed": options.seed or 0},
-        notes=notes,
+        notes=[*notes, *comparison.notes],
     )
 
 

@@ -211,7 +211,7 @@ def _results(
         environment=comparison.environment,
         methods=[_compared(options, data, one, full, names) for one in answered],
         bootstrap={"samples": options.bootstrap_samples, "level": 0.95, "seed": options.seed or 0},
-        notes=_notes(options, data, length),
+        notes=[*_notes(options, data, length), *comparison.notes],
     )
 
 

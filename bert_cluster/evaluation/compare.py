@@ -47,6 +47,7 @@ class Comparison:
     plan: Plan
     model: Mapping[str, Any]
     environment: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
     def batches(self) -> dict[str, Any]:
         """The entry `batches` of all_results.json."""
@@ -96,21 +97,42 @@ def compare(
     )
     store = Store(options.output_dir)
     if processes.is_main:
-        identity = {
-            "command": question.command,
-            "bert_cluster": bert_cluster.__version__,
-            "model": {**model_facts, "files": dict(checkpoint.fingerprint)},
-            **question.settings,
-            "per_device_eval_batch_size": options.per_device_eval_batch_size,
-            "pad_to_max_length": options.pad_to_max_length,
-            "environment": environment,
-            "inputs": _digest(question.parts),
-        }
+        identity = _identity(options, question, {**model_facts, "files": dict(checkpoint.fingerprint)}, environment)
         store.open(identity, overwrite=options.overwrite_output_dir)
         for method in methods:
             store.open_method(method.name, method.settings())
     runs = _run_all(options, job, methods, processes, store, load)
-    return Comparison(runs if processes.is_main else [], plan, model_facts, environment)
+    return Comparison(runs if processes.is_main else [], plan, model_facts, environment, exact_notes(methods, lengths))
+
+
+def _identity(
+    options: argparse.Namespace, question: Question, model: Mapping[str, Any], environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Everything that must be the same for stored results to be continued, under the names that a refusal shows."""
+    return {
+        "command": question.command,
+        "bert_cluster": bert_cluster.__version__,
+        "model": model,
+        **question.settings,
+        "per_device_eval_batch_size": options.per_device_eval_batch_size,
+        "pad_to_max_length": options.pad_to_max_length,
+        "environment": environment,
+        "inputs": _digest(question.parts),
+    }
+
+
+def exact_notes(methods: Sequence[Method], lengths: Sequence[Sequence[int]]) -> list[str]:
+    """How many inputs are so short that `exact_below` has them computed exactly: the operator decides it, unseen."""
+    notes = []
+    for method in methods:
+        below = 0 if method.config is None else method.config.exact_below
+        short = sum(length < below for part in lengths for length in part)
+        if short:
+            notes.append(
+                f"{method.name}: {short:,} of {sum(map(len, lengths)):,} inputs have fewer than exact_below={below} "
+                "tokens and ran exact attention."
+            )
+    return notes
 
 
 def _run_all(

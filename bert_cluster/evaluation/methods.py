@@ -55,7 +55,9 @@ def choose_methods(options: argparse.Namespace, stored: ClusterConfig | None) ->
 
 def with_budgets(config: ClusterConfig) -> ClusterConfig:
     """The same settings with the method's default written out for each budget left open: results must say what ran."""
-    defaults: dict[str, Any] = {name: value for name, value in METHODS[config.method].items() if getattr(config, name) is None}
+    defaults: dict[str, Any] = {
+        name: value for name, value in METHODS[config.method].items() if getattr(config, name) is None
+    }
     return dataclasses.replace(config, **defaults) if defaults else config
 
 

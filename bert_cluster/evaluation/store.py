@@ -35,11 +35,18 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], None]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _umask() -> int:
+    """Bits that new files must not have: temporary files are private, results are as readable as any other file."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def write_text(path: Path, text: str) -> None:
@@ -102,6 +109,8 @@ class Store:
             StoredResultsError: results of other settings, or results without their settings, lie there.
         """
         if overwrite:
+            for folder in self.chunks_dir.glob("*/"):
+                shutil.rmtree(self.output_dir / folder.name, ignore_errors=True)
             shutil.rmtree(self.chunks_dir, ignore_errors=True)
             (self.output_dir / "all_results.json").unlink(missing_ok=True)
         path = self.chunks_dir / SETTINGS

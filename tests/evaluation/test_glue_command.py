@@ -11,7 +11,6 @@ import torch
 from transformers import BertForSequenceClassification
 
 from glue_eval.command import main, new_parser
-from glue_eval.outcome import cross_entropy
 
 SPEED_KEYS = {
     *("eval_samples", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second"),
@@ -161,6 +160,19 @@ def test_without_labels_no_score(
     assert len((tmp_path / "out" / "full" / "predict_results_mnli.txt").read_text().splitlines()) == 19
 
 
+def test_the_diagnostic_runs_an_mnli_model_and_counts_mcc(
+    nli_model: str, jsonl_file: Callable[..., str], nli_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    file = jsonl_file("diagnostic.jsonl", nli_rows)
+    assert main(flags(nli_model, "ax", file, tmp_path / "out", "--attention", "full")) == 0
+    assert set(read(tmp_path / "out" / "full" / "eval_results.json")) == {
+        "eval_matthews_correlation",
+        "eval_loss",
+        *SPEED_KEYS,
+    }
+    assert (tmp_path / "out" / "full" / "predict_results_ax.txt").exists()
+
+
 def test_regression(
     save_model: Callable[..., str], jsonl_file: Callable[..., str], nli_rows: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -218,19 +230,6 @@ def test_an_encoder_without_the_head(
 ) -> None:
     assert main(flags(save_model("encoder"), "mrpc", mrpc_file(), tmp_path / "out")) == 2
     assert "lacks the weights classifier.bias, classifier.weight" in capsys.readouterr().err
-
-
-def test_cross_entropy_is_torchs_and_outputs_that_share_a_label_add_up() -> None:
-    random = np.random.RandomState(0)
-    logits, labels = 30 * random.standard_normal((9, 3)), random.randint(0, 3, 9)
-    expected = torch.nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item()
-    assert cross_entropy(logits, labels, (0, 1, 2)) == pytest.approx(expected)
-    mapped = torch.nn.functional.cross_entropy(torch.tensor(logits[:, [2, 0, 1]]), torch.tensor(labels)).item()
-    assert cross_entropy(logits, labels, (1, 2, 0)) == pytest.approx(mapped)
-    shared = torch.tensor(logits).softmax(1)
-    two = torch.stack([shared[:, 0], shared[:, 1] + shared[:, 2]], 1)
-    expected = -two.gather(1, torch.tensor(np.minimum(labels, 1))[:, None]).log().mean().item()
-    assert cross_entropy(logits, np.minimum(labels, 1), (0, 1, 1)) == pytest.approx(expected)
 
 
 def test_a_data_set_by_name_takes_its_validation_or_test_split(

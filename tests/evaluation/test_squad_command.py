@@ -1,21 +1,21 @@
 """`squad_eval` from flags to files, with tiny random models."""
 
 import json
-import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import torch
+from transformers import (
+    DistilBertConfig,
+    DistilBertForQuestionAnswering,
+    MPNetConfig,
+    MPNetForQuestionAnswering,
+)
 
 from bert_cluster import ClusterConfig
-from bert_cluster.evaluation import compare, runner
+from bert_cluster.evaluation import runner
 from bert_cluster.evaluation.methods import with_budgets
 from squad_eval.command import main, new_parser
 
@@ -118,6 +118,46 @@ def test_without_the_flag_the_stored_settings_run(
     assert methods["clustered"]["settings_from"] == "checkpoint"
 
 
+def test_inputs_below_exact_below_run_exact_and_are_counted(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--attention", "full", "clustered", "--clusters", "1", "--exact_below", "100", "--no_plot"]
+    assert main(flags(qa_model, squad_file(5), tmp_path / "out", *more)) == 0
+    content = read(tmp_path / "out" / "all_results.json")
+    inputs = content["batches"]["inputs"]
+    assert f"{inputs} of {inputs} inputs have fewer than exact_below=100 tokens" in capsys.readouterr().out
+    assert content["methods"]["clustered"]["agreement_with_full"]["value"] == 1.0
+
+
+def test_inputs_that_the_model_does_not_take_are_left_out(
+    squad_file: Callable[..., str], tmp_path: Path, tokenizer: Any
+) -> None:
+    """The tokenizer gives token_type_ids, DistilBERT takes none."""
+    torch.manual_seed(1)
+    DistilBertForQuestionAnswering(
+        DistilBertConfig(vocab_size=60, dim=16, n_layers=1, n_heads=2, hidden_dim=16)
+    ).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    more = ["--attention", "full", "improved-clustered", "--topk", "64", "--no_plot"]
+    assert main(flags(str(tmp_path / "model"), squad_file(3), tmp_path / "out", *more)) == 0
+    methods = read(tmp_path / "out" / "all_results.json")["methods"]
+    assert methods["improved-clustered"]["agreement_with_full"]["value"] == 1.0
+
+
+def test_a_model_that_cannot_be_patched_is_refused_before_anything_runs(
+    squad_file: Callable[..., str], tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = MPNetConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    MPNetForQuestionAnswering(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    assert main(flags(str(tmp_path / "model"), squad_file(3), tmp_path / "out", "--no_plot")) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("squad-eval: error: ") and "MPNet" in error
+    assert not list((tmp_path / "out").rglob("*.npz"))
+
+
 def test_version_2(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:
     file = squad_file(12, unanswerable=True)
     more = ["--attention", "full", "--version_2_with_negative", "--no_plot"]
@@ -203,154 +243,3 @@ def test_choosing_answers_differently_needs_no_new_run(
     assert main(flags(qa_model, file, output, "--attention", "full", "--no_plot", "--max_answer_length", "1")) == 0
     answers = read(output / "full" / "eval_predictions.json").values()
     assert all(len(answer.split()) <= 1 for answer in answers)
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--test_file", "x.json"], "--validation_file and --test_file are both given"),
-        (["--dataset_name", "squad"], "--dataset_name and a local file are both given"),
-        (["--device", "tpu9"], "--device must be"),
-        (["--attention", "full", "--clusters", "3"], "--clusters changes nothing"),
-        (["--base_model_name_or_path", "x"], "is for adapters"),
-    ],
-)
-def test_contradictions_in_one_sentence(
-    more: list[str],
-    message: str,
-    qa_model: str,
-    squad_file: Callable[..., str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert main(flags(qa_model, squad_file(2), tmp_path / "out", *more)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("squad-eval: error: ")
-    assert message in error
-
-
-@pytest.mark.parametrize("content", ["not json", '{"data": [{"title": "x"}]}', "[1, 2]"])
-def test_data_that_is_no_squad_is_refused_before_a_model_is_looked_at(
-    content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "data.json").write_text(content)
-    assert main(flags("./no-model-here", str(tmp_path / "data.json"), tmp_path / "out", "--no_plot")) == 2
-    assert "data.json" in capsys.readouterr().err
-
-
-def test_a_missing_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(flags("./no-model-here", str(tmp_path / "nowhere.json"), tmp_path / "out", "--no_plot")) == 2
-    assert "nowhere.json" in capsys.readouterr().err
-
-
-def test_no_data_at_all(qa_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--model_name_or_path", qa_model, "--output_dir", str(tmp_path / "out"), "--no_plot"]) == 2
-    assert "There is no data" in capsys.readouterr().err
-
-
-def test_an_encoder_without_the_head(
-    save_model: Callable[..., str], squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(flags(save_model("encoder"), squad_file(2), tmp_path / "out", "--no_plot")) == 2
-    assert "lacks the weights qa_outputs.bias, qa_outputs.weight" in capsys.readouterr().err
-
-
-SLOW = """
-import sys, time
-from bert_cluster.evaluation import compare, runner
-from bert_cluster.evaluation.methods import with_budgets
-compare.CHUNK_TOKENS = 64
-forward = runner._forward
-def slow(*arguments):
-    time.sleep(float(sys.argv[1]))
-    return forward(*arguments)
-runner._forward = slow
-from squad_eval.command import main
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-def start(arguments: list[str], delay: float) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", SLOW, str(delay), *arguments]
-    return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-
-
-def test_a_killed_run_continues_where_it_stopped(
-    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file, output = squad_file(12), tmp_path / "out"
-    arguments = flags(qa_model, file, output, "--attention", "full", "clustered", "--no_plot")
-    third = output / "chunks" / "clustered" / "00002.npz"
-    process = start(arguments, delay=0.05)
-    deadline = time.monotonic() + 120
-    while not third.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    text, _ = process.communicate()
-    assert third.exists(), text
-    assert process.returncode == -signal.SIGKILL, text
-    stored = {path: path.stat().st_mtime_ns for path in (output / "chunks").rglob("*.npz")}
-    assert not (output / "all_results.json").exists()
-    again = start(arguments, delay=0)
-    text, _ = again.communicate(timeout=120)
-    assert again.returncode == 0, text
-    assert all(path.stat().st_mtime_ns == written for path, written in stored.items())
-    assert len(list((output / "chunks").rglob("*.npz"))) > len(stored)
-    monkeypatch.setattr(compare, "CHUNK_TOKENS", 64)
-    assert main(flags(qa_model, file, tmp_path / "whole", "--attention", "full", "clustered", "--no_plot")) == 0
-    for method in ("full", "clustered"):
-        for name in ("eval_predictions.json", "eval_nbest_predictions.json"):
-            close(read(output / method / name), read(tmp_path / "whole" / method / name))
-
-
-def close(one: Any, other: Any) -> None:
-    """Equal, numbers up to the rounding that another number of threads brings."""
-    if isinstance(one, dict):
-        assert one.keys() == other.keys()
-        for key in one:
-            close(one[key], other[key])
-    elif isinstance(one, list):
-        assert len(one) == len(other)
-        for first, second in zip(one, other, strict=True):
-            close(first, second)
-    elif isinstance(one, float):
-        assert math.isclose(one, other, rel_tol=1e-3, abs_tol=1e-4)
-    else:
-        assert one == other
-
-
-def launch(command: list[str], arguments: list[str]) -> "subprocess.CompletedProcess[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    whole = [sys.executable, *command, "-m", "squad_eval", *arguments]
-    return subprocess.run(whole, env=environment, text=True, capture_output=True, timeout=300, check=False)
-
-
-def test_two_processes_give_the_scores_of_one(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:
-    file = squad_file(12)
-    more = ["--attention", "full", "improved-clustered", "--clusters", "3", "--no_plot"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = launch(torchrun, flags(qa_model, file, tmp_path / "two", *more))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("SQuAD v1.1") == 1
-    assert main(flags(qa_model, file, tmp_path / "one", *more)) == 0
-    one, two = (read(tmp_path / name / "all_results.json") for name in ("one", "two"))
-    assert two["environment"]["processes"] == 2
-    assert one["batches"] == two["batches"]
-    for method in ("full", "improved-clustered"):
-        assert one["methods"][method]["scores"] == two["methods"][method]["scores"]
-        predictions = [read(tmp_path / name / method / "eval_predictions.json") for name in ("one", "two")]
-        assert predictions[0] == predictions[1]
-    logits = [
-        np.load(tmp_path / name / "chunks" / "full" / "00000.npz")["start_logits.values"] for name in ("one", "two")
-    ]
-    np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
-
-
-def test_a_launch_that_runs_alone_is_an_error(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:
-    accelerate = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
-    environment_free = [*accelerate, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    done = launch(environment_free, flags(qa_model, squad_file(2), tmp_path / "out"))
-    assert done.returncode != 0
-    assert "started only this one" in done.stderr
-    assert not (tmp_path / "out").exists()

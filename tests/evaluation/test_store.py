@@ -25,6 +25,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
 
 
+def test_results_are_as_readable_as_other_files(tmp_path: Path) -> None:
+    write_json(tmp_path / "results.json", {})
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "results.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_nan_is_refused_as_it_is_not_json(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "results.json", {"score": float("nan")})
@@ -67,8 +73,11 @@ def test_overwriting_forgets_every_chunk(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.open({"a": 1})
     store.write_chunk("full", 0, {"values": np.zeros(1)}, {})
+    write_json(tmp_path / "full" / "eval_results.json", {})
+    write_json(tmp_path / "notes" / "mine.json", {})
     store.open({"a": 2}, overwrite=True)
     assert not store.is_finished("full", 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["chunks", "notes"]
 
 
 def test_methods_are_claimed_on_their_own(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "eurobert": {"num_key_value_heads": 2, "head_dim": 8},
     "gte": {},
     "layoutlm": {},
-    "markuplm": {"xpath_unit_hidden_size": 2, "max_depth": 2, "max_xpath_tag_unit_embeddings": 8},
+    "markuplm": {"xpath_unit_hidden_size": 2, "max_depth": 2},
 }
 WINDOWED = {"modernbert": (1, 2)}  # family -> its layers with a sliding window, which stay exact
 _SPECIAL = {"bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
@@ -102,6 +102,12 @@ def hidden(model: torch.nn.Module, inputs: dict[str, Tensor], **options: Any) ->
 def on_valid(states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     """The states of the tokens that are not padding."""
     return states[inputs["attention_mask"].bool()]
+
+
+def loss_of(model: torch.nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """A loss with gradients of the size of one: the valid states times fixed numbers (their norm alone is constant)."""
+    states = on_valid(model(**inputs).last_hidden_state, inputs)
+    return (states * torch.randn(states.shape, generator=torch.Generator().manual_seed(1))).sum()
 
 
 def everything(model: torch.nn.Module) -> dict[str, Tensor]:

@@ -4,6 +4,9 @@
 #include <string.h>
 
 #include <new>
+#ifdef CUDA_OPS_X86
+#include <cpuid.h>
+#endif
 
 #include "tensors.h"
 
@@ -21,10 +24,18 @@ struct InstructionSet {
   bool available;
 };
 
+#ifdef CUDA_OPS_X86
+// Clang 14's __builtin_cpu_supports does not know this one.
+bool supports_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 const InstructionSet* instruction_sets() {
 #ifdef CUDA_OPS_X86
   static const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("popcnt") &&
-                           __builtin_cpu_supports("f16c");
+                           supports_f16c();
   static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vpopcntdq");
   static const InstructionSet sets[] = {{"avx512", avx512_kernels, avx512}, {"avx2", avx2_kernels, avx2}, {"portable", portable_kernels, true}, {nullptr, nullptr, false}};

@@ -1,0 +1,143 @@
+"""The demo's table in README.md, made from the files that `make demo` wrote.
+
+    python benchmarks/readme_tables.py --take output/demo   # keep the demo's results and plot here, and write the table
+    python benchmarks/readme_tables.py                      # write the table again from what is kept
+
+No number is typed by hand: a test compares the README with what this script makes.
+"""
+
+import argparse
+import datetime
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+PLOT = ROOT / "docs" / "images" / "demo-squad.png"
+TASKS = ("squad", "qnli")
+COMMAND = "make demo"
+BEGIN, END = "<!-- demo:begin -->", "<!-- demo:end -->"
+HEADER = (
+    "task",
+    "attention",
+    "score",
+    "difference to full [95 %]",
+    "same predictions as full",
+    "seconds",
+    "tokens/s",
+    "peak memory",
+)
+
+
+def take(folder: Path, note: str) -> None:
+    """Keep the demo's result files and plot: the files as they are, but for paths of the machine, with date and command."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for task in TASKS:
+        source = folder / task / "all_results.json"
+        results = without_machine_paths(json.loads(source.read_text(encoding="utf-8")))
+        date = datetime.date.fromtimestamp(source.stat().st_mtime).isoformat()
+        results["recorded"] = {"date": date, "command": COMMAND, "note": note}
+        kept = RESULTS / f"demo-{task}.json"
+        kept.write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    PLOT.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / "squad" / "plot.png", PLOT)
+
+
+def without_machine_paths(value: Any) -> Any:
+    """The same JSON value with absolute paths cut to what is the same everywhere: from the package or `examples` on."""
+    if isinstance(value, dict):
+        return {key: without_machine_paths(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_machine_paths(item) for item in value]
+    if not isinstance(value, str) or not value.startswith("/"):
+        return value
+    parts = Path(value).parts
+    for anchor, first in (("site-packages", 1), ("examples", 0)):
+        if anchor in parts:
+            return "/".join(parts[parts.index(anchor) + first :])
+    return parts[-1]
+
+
+def section() -> str:
+    """What stands between the two marks in README.md, from the kept files."""
+    results = [json.loads((RESULTS / f"demo-{task}.json").read_text(encoding="utf-8")) for task in TASKS]
+    lines = ["| " + " | ".join(HEADER) + " |", "|---|---|" + "---:|" * (len(HEADER) - 2)]
+    lines += ["| " + " | ".join(cells) + " |" for one in results for cells in rows(one)]
+    lines += ["", caption(results), "", f"![SQuAD by method: F1, agreement, seconds, memory]({PLOT.relative_to(ROOT)})"]
+    return "\n".join(lines)
+
+
+def rows(results: dict[str, Any]) -> list[list[str]]:
+    """One row for each method: the task's first primary score, in points of 100."""
+    task = results["task"]
+    score, scale = task["primary_scores"][0], 1.0 if task["score_unit"] == "percent" else 100.0
+    cells = []
+    for name, method in results["methods"].items():
+        difference, agreement = "–", "–"
+        if method["difference_to_full"]:
+            value = {key: scale * number for key, number in method["difference_to_full"][score].items()}
+            difference = f"{value['value']:+.1f} [{value['low']:+.1f}, {value['high']:+.1f}]"
+            agreement = f"{100 * method['agreement_with_full']['value']:.1f} %"
+        memory = method["peak_memory_bytes"]
+        cells.append(
+            [
+                task["title"],
+                f"`{name}`",
+                f"{score.upper() if score == 'f1' else score} {scale * method['scores'][score]:.1f}",
+                difference,
+                agreement,
+                f"{method['seconds']:.1f}",
+                f"{method['tokens_per_second']:,.0f}",
+                "–" if memory is None else f"{memory / 2**20:,.0f} MiB",
+            ]
+        )
+    return cells
+
+
+def caption(results: list[dict[str, Any]]) -> str:
+    """Command, date, machine, and what was run."""
+    first = results[0]
+    for key in ("environment", "recorded"):
+        if any(one[key] != first[key] for one in results):
+            raise SystemExit(f"The kept results differ in {key!r}: take both from one run of `{COMMAND}`.")
+    environment, recorded = first["environment"], first["recorded"]
+    data = "; ".join(
+        f"{one['task']['title']}: {one['data']['examples']} examples in {one['batches']['inputs']} inputs of "
+        f"{one['batches']['tokens'] / one['batches']['inputs']:.0f} tokens on average, at most "
+        f"{one['settings']['max_seq_length']}"
+        for one in results
+    )
+    sentences = [
+        f"`{recorded['command']}` on {recorded['date']}: {environment['device_name']}, {environment['threads']} threads, "
+        f"{first['model']['dtype']}, torch {environment['torch']}, operators {environment['operators']}.",
+        f"{data}.",
+        "The model is all-MiniLM-L6-v2 (6 layers, 12 heads of 32) with the adapters in `examples/`.",
+        "Seconds are forward passes only; brackets are paired bootstrap intervals.",
+    ]
+    return " ".join(sentences + ([recorded["note"]] if recorded["note"] else []))
+
+
+def updated(readme: str) -> str:
+    """The README's text with the section made anew."""
+    before, found_begin, rest = readme.partition(BEGIN)
+    _, found_end, after = rest.partition(END)
+    if not (found_begin and found_end):
+        raise SystemExit(f"README.md must have the lines {BEGIN} and {END}. Put them where the table belongs.")
+    return f"{before}{BEGIN}\n{section()}\n{END}{after}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--take", type=Path, metavar="FOLDER", help="the demo's output folder")
+    parser.add_argument("--note", default="", help="a sentence for under the table, such as what else the machine did")
+    options = parser.parse_args()
+    if options.take is not None:
+        take(options.take, options.note)
+    README.write_text(updated(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

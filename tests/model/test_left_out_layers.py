@@ -1,0 +1,69 @@
+"""Layers of a patched model that stay exact keep the bits that they had: SDPA with the mask that it always got."""
+
+import pytest
+import torch
+from tiny_models import batch, hidden, tiny_bert, tiny_model
+from torch import Tensor, nn
+
+import bert_cluster
+from bert_cluster import dispatch
+
+
+def outputs_of(model: nn.Module, name: str, inputs: dict[str, Tensor]) -> Tensor:
+    """What one attention module returns in a call of its model."""
+    caught: list[Tensor] = []
+    hook = model.get_submodule(name).register_forward_hook(lambda module, given, output: caught.append(output[0]))
+    hidden(model, inputs)
+    hook.remove()
+    return caught[0]
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_disabled_layer_keeps_its_bits(padded: bool) -> None:
+    inputs = batch()
+    if not padded:
+        inputs["attention_mask"][:] = 1
+    name = "encoder.layer.0.attention.self"
+    before = outputs_of(tiny_bert(), name, inputs)
+    model = bert_cluster.patch(tiny_bert(), clusters=2, topk=1, layers={0: {"method": "full"}})
+    assert torch.equal(outputs_of(model, name, inputs), before)
+
+
+@pytest.mark.parametrize("window", [4, 64])
+def test_a_window_keeps_its_bits(window: int) -> None:
+    """Also where the window is wider than the text and SDPA needs no mask at all."""
+    inputs = batch()
+    if window > inputs["input_ids"].shape[1]:
+        inputs["attention_mask"][:] = 1
+    exact = tiny_model("modernbert", local_attention=window, global_attn_every_n_layers=2)
+    patched = tiny_model("modernbert", local_attention=window, global_attn_every_n_layers=2)
+    bert_cluster.patch(patched, topk=14)
+    # The global layers before a window differ in rounding, so the window gets the same states in both models.
+    states = torch.randn(3, 14, 32)
+    position = exact.rotary_emb(states, torch.arange(14)[None], "sliding_attention")
+    expected, given = [], []
+    for model, caught in ((exact, expected), (patched, given)):
+        masks: list[Tensor | None] = []
+        hook = model.layers[1].attn.register_forward_pre_hook(
+            lambda module, args, kwargs, masks=masks: masks.append(kwargs["attention_mask"]), with_kwargs=True
+        )
+        hidden(model, inputs)
+        hook.remove()
+        with torch.no_grad():
+            caught.append(model.layers[1].attn(states, position_embeddings=position, attention_mask=masks[0])[0])
+    assert exact.layers[1].attn.sliding_window is not None
+    assert (masks[0] is None) == (window > 14)
+    assert torch.equal(given[0], expected[0])
+
+
+def test_biased_scores_are_never_clustered() -> None:
+    """A keyword that changes the scores makes the call exact, with the bias in it."""
+    model = bert_cluster.patch(tiny_bert(), clusters=2, topk=1)
+    module = model.encoder.layer[0].attention.self
+    query = torch.randn(2, 4, 6, 8)
+    bias = torch.randn(1, 4, 6, 6)
+    with pytest.warns(bert_cluster.errors.ExactAttentionWarning, match="position_bias changes the scores"):
+        out, _ = dispatch.clustered_attention(module, query, query, query, None, scaling=1.0, position_bias=bias)
+    expected = torch.softmax(query @ query.transpose(2, 3) + bias, -1) @ query
+    assert torch.allclose(out, expected.transpose(1, 2), atol=1e-6)
+    assert bert_cluster.info(model).layers[0].calls["exact"] == 1
