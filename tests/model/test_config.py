@@ -22,6 +22,12 @@ FULL_CONFIG = ClusterConfig(
 )
 
 
+def test_our_defaults() -> None:
+    budgets = {"clusters": 25, "topk": 64, "key_clusters": 32, "band": 4, "rounds": 3, "sample": 256}
+    assert ClusterConfig().for_layer(0) == LayerSettings("refined-clustered", **budgets)
+    assert ClusterConfig().for_layer(0).budgets() == budgets
+
+
 def test_the_papers_defaults() -> None:
     paper = {"clusters": 25, "bits": 63, "iterations": 10}
     assert ClusterConfig(method="clustered").for_layer(0) == LayerSettings("clustered", **paper)
@@ -48,7 +54,7 @@ def test_to_json_and_back(config: ClusterConfig, tmp_path: Path) -> None:
 
 
 def test_json_has_a_version_string_keys_and_no_nulls() -> None:
-    assert ClusterConfig().to_dict() == {"version": 1, "method": "improved-clustered", "exact_below": 0, "seed": 0}
+    assert ClusterConfig().to_dict() == {"version": 1, "method": "refined-clustered", "exact_below": 0, "seed": 0}
     data = FULL_CONFIG.to_dict()
     assert list(data["layers"]) == ["0", "3", "11"]
     assert data["layers"]["3"] == {"method": "clustered", "clusters": 5}
@@ -75,7 +81,8 @@ def test_frozen() -> None:
 
 
 def of(name: str, value: Any) -> ClusterConfig:
-    return ClusterConfig(**{name: value})
+    method = next((method for method, budgets in METHODS.items() if name in budgets), "clustered")
+    return ClusterConfig(method=method, **{name: value})
 
 
 @pytest.mark.parametrize("name", LIMITS)
@@ -91,7 +98,9 @@ def test_limits(name: str) -> None:
         assert isinstance(caught.value, ValueError)
 
 
-@pytest.mark.parametrize("name", ["clusters", "topk", "bits", "iterations", "exact_below"])
+@pytest.mark.parametrize(
+    "name", ["clusters", "topk", "bits", "iterations", "key_clusters", "band", "rounds", "sample", "exact_below"]
+)
 def test_limits_of_a_layer(name: str) -> None:
     least, greatest = LIMITS[name]
     for value in (least - 1, greatest + 1, None):
@@ -145,7 +154,7 @@ def test_a_layer_of_another_method_ignores_common_budgets_it_has_not() -> None:
         ({"version": "1"}, "version '1'; a whole number from 1 is expected"),
         ({"version": True}, "version True"),
         ({"version": 0}, "version 0"),
-        ({"version": 1, "colour": 1, "topq": 2}, "Unknown settings colour, topq; known are bits, clusters"),
+        ({"version": 1, "colour": 1, "topq": 2}, "Unknown settings colour, topq; known are band, bits, clusters"),
         ([1], "must be a JSON object, got list"),
         (None, "must be a JSON object, got NoneType"),
     ],

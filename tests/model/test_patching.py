@@ -14,7 +14,7 @@ import bert_cluster
 from bert_cluster import AttentionWeightsError, ClusterConfig, NotPatchedError, dispatch
 from bert_cluster.errors import ExactAttentionWarning
 
-SMALL = {"clusters": 2, "topk": 1}
+SMALL = {"method": "improved-clustered", "clusters": 2, "topk": 1}
 TOLERANCE = 2e-5  # exact attention in another order of summation, relative to the largest value
 
 
@@ -114,8 +114,8 @@ def test_what_the_user_changes_meanwhile_stays() -> None:
 def test_patching_again_replaces_the_settings() -> None:
     model, inputs = tiny_bert(), batch()
     before, config = hidden(model, inputs), model.config
-    bert_cluster.patch(model, clusters=9, bits=7, layers={0: {"topk": 3}})
-    bert_cluster.patch(model, topk=14)
+    bert_cluster.patch(model, method="improved-clustered", clusters=9, bits=7, layers={0: {"topk": 3}})
+    bert_cluster.patch(model, method="improved-clustered", topk=14)
     layer = bert_cluster.info(model).layers[0]
     assert layer.budgets == {"clusters": 25, "topk": 14, "bits": 63, "iterations": 10}
     assert close(on_valid(hidden(model, inputs), inputs), on_valid(before, inputs))
@@ -205,10 +205,10 @@ def test_sliding_windows_stay_exact() -> None:
     exact = copy.deepcopy(model)
     bert_cluster.patch(model, topk=14)
     assert [each.method for each in bert_cluster.info(model).layers] == [
-        "improved-clustered",
+        "refined-clustered",
         "full",
         "full",
-        "improved-clustered",
+        "refined-clustered",
     ]
     assert close(on_valid(hidden(model, inputs), inputs), on_valid(hidden(exact, inputs), inputs))
     assert calls(model) == [(1, 0), (0, 1), (0, 1), (1, 0)]
@@ -353,7 +353,7 @@ def test_windows_become_the_mask_of_sdpa() -> None:
 def test_info_counts_and_shows() -> None:
     model = tiny_bert()
     assert "not patched: bert_cluster.patch" in str(bert_cluster.info(model))
-    bert_cluster.patch(model, layers={0: {"method": "full"}}, exact_below=3)
+    bert_cluster.patch(model, method="improved-clustered", layers={0: {"method": "full"}}, exact_below=3)
     for _ in range(3):
         hidden(model, batch())
     first, second = bert_cluster.info(model).layers

@@ -52,7 +52,7 @@ def test_global_random_numbers_play_no_part() -> None:
 
 
 def test_in_a_model_they_are_the_float32_bits() -> None:
-    model = bert_cluster.patch(tiny_bert(), bits=10, seed=3)
+    model = bert_cluster.patch(tiny_bert(), method="improved-clustered", bits=10, seed=3)
     planes = planes_of(model)
     assert len(planes) == 2
     assert all(torch.equal(each.view(torch.float32), random_planes(10, 8, seed=3)) for each in planes)
@@ -60,19 +60,19 @@ def test_in_a_model_they_are_the_float32_bits() -> None:
 
 @pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
 def test_casting_the_model_leaves_them(cast: str) -> None:
-    model = bert_cluster.patch(tiny_bert(), bits=10)
+    model = bert_cluster.patch(tiny_bert(), method="improved-clustered", bits=10)
     getattr(model, cast)()
     assert model.encoder.layer[0].attention.self.query.weight.dtype != torch.float32
     assert torch.equal(planes_of(model)[0].view(torch.float32), random_planes(10, 8))
 
 
 def test_to_a_dtype_leaves_them() -> None:
-    model = bert_cluster.patch(tiny_bert(), bits=10).to(torch.bfloat16)
+    model = bert_cluster.patch(tiny_bert(), method="improved-clustered", bits=10).to(torch.bfloat16)
     assert torch.equal(planes_of(model)[0].view(torch.float32), random_planes(10, 8))
 
 
 def test_copies_have_their_own() -> None:
-    model = bert_cluster.patch(tiny_bert(), bits=10)
+    model = bert_cluster.patch(tiny_bert(), method="improved-clustered", bits=10)
     other = copy.deepcopy(model)
     assert torch.equal(planes_of(other)[0], planes_of(model)[0])
     assert planes_of(other)[0].data_ptr() != planes_of(model)[0].data_ptr()
@@ -86,7 +86,7 @@ def test_no_part_of_the_checkpoint() -> None:
 
 
 def test_they_follow_the_device() -> None:
-    model = bert_cluster.patch(tiny_bert(), bits=10).to("meta")
+    model = bert_cluster.patch(tiny_bert(), method="improved-clustered", bits=10).to("meta")
     assert all(each.is_meta for each in planes_of(model))
 
 
@@ -96,5 +96,5 @@ def test_unpatched_models_have_none() -> None:
 
 
 def test_exact_layers_have_none() -> None:
-    model = bert_cluster.patch(tiny_bert(), layers={0: {"method": "full"}})
+    model = bert_cluster.patch(tiny_bert(), method="improved-clustered", layers={0: {"method": "full"}})
     assert len(planes_of(model)) == 1

@@ -109,7 +109,10 @@ SETTINGS = [
     ({"iterations": -1}, "iterations must be a whole number from 0"),
     ({"exact_below": -1}, "exact_below must be"),
     ({"seed": 2**32}, "seed must be"),
-    ({"method": "linear"}, "method must be one of full, clustered, improved-clustered, got 'linear'"),
+    (
+        {"method": "linear"},
+        "method must be one of full, clustered, improved-clustered, refined-clustered, got 'linear'",
+    ),
     ({"method": "clustered", "topk": 3}, "topk=3 means nothing to the method 'clustered'"),
     ({"config": {"clusters": 3}}, "takes a ClusterConfig, got dict"),
     ({"config": ClusterConfig(), "clusters": 3}, "takes a ClusterConfig or its fields, got both .config and clusters"),

@@ -14,7 +14,9 @@ import bert_cluster
 from bert_cluster import ClusterConfig, ConfigError
 from bert_cluster.cli import main
 
-CONFIG = ClusterConfig(clusters=3, topk=4, bits=16, layers={1: {"clusters": 2}}, exact_below=5, seed=3)
+CONFIG = ClusterConfig(
+    method="improved-clustered", clusters=3, topk=4, bits=16, layers={1: {"clusters": 2}}, exact_below=5, seed=3
+)
 
 
 def saved(folder: Path, config: ClusterConfig | None = CONFIG) -> Path:
@@ -30,7 +32,7 @@ def saved(folder: Path, config: ClusterConfig | None = CONFIG) -> Path:
 def test_save_load_and_patch_again_gives_the_same_bits(family: str, tmp_path: Path) -> None:
     model, inputs = tiny_model(family), batch()
     names = set(model.state_dict())
-    bert_cluster.patch(model, clusters=3, topk=4, bits=16, seed=3)
+    bert_cluster.patch(model, method="improved-clustered", clusters=3, topk=4, bits=16, seed=3)
     expected = hidden(model, inputs)
     model.save_pretrained(tmp_path)
     again = AutoModel.from_pretrained(tmp_path).eval()

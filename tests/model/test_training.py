@@ -14,7 +14,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 import bert_cluster
 from bert_cluster.errors import AttentionDropoutWarning
 
-BUDGETS: dict[str, Any] = {"clusters": 3, "topk": 4, "bits": 16}
+BUDGETS: dict[str, Any] = {"method": "improved-clustered", "clusters": 3, "topk": 4, "bits": 16}
 NO_DROPOUT = {"attention_probs_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
 
 
