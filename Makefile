@@ -14,7 +14,7 @@ help: ## this list
 
 install: $(VENV)/.installed-dev ## environment in .venv, the package with its operators compiled, and everything for development
 
-demo: $(VENV)/.installed-demo ## a real BERT on SQuAD and QNLI: full, clustered and improved-clustered side by side
+demo: $(VENV)/.installed-demo ## a real BERT on SQuAD and QNLI: exact attention and three clustered methods side by side
 	$(BIN)/python examples/demo.py
 
 test: $(VENV)/.installed-dev ## all tests

@@ -1,4 +1,4 @@
-"""A real BERT on SQuAD and QNLI with full, clustered and improved-clustered attention, on the data in this folder.
+"""A real BERT on SQuAD and QNLI with full, clustered, improved-clustered and refined-clustered attention, on the data in this folder.
 
     python examples/demo.py [--output_dir output/demo]
 

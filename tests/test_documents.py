@@ -91,7 +91,7 @@ def test_python_blocks_run(document: str, number: int, capsys: pytest.CaptureFix
     finally:
         torch.set_num_threads(threads)
     if document == "README.md":
-        assert "improved-clustered" in capsys.readouterr().out
+        assert "refined-clustered" in capsys.readouterr().out
         assert names["outputs"].start_logits.isfinite().all()  # type: ignore[attr-defined]
 
 
