@@ -76,7 +76,19 @@ class Inputs:
         return cuda_ops.full_attention(self.q, self.k, self.v, mask=self.mask, scale=self.scale)
 
     def arguments(self) -> dict[str, Any]:
-        return dict(vars(self))
+        # by hand: the dynamo of torch 2.11 cannot trace vars()
+        return {
+            "q": self.q,
+            "k": self.k,
+            "v": self.v,
+            "mask": self.mask,
+            "planes": self.planes,
+            "clusters": self.clusters,
+            "topk": self.topk,
+            "iterations": self.iterations,
+            "scale": self.scale,
+            "exact_below": self.exact_below,
+        }
 
     def changed(self, **values: Any) -> "Inputs":
         return replace(self, **values)

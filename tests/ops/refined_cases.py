@@ -35,7 +35,9 @@ class Refined:
     exact_below: int = 0
 
     def run(self) -> Results:
-        return cuda_ops.refined_clustered(**vars(self))
+        # by hand: the dynamo of torch 2.11 cannot trace vars()
+        budgets = (self.clusters, self.topk, self.key_clusters, self.band, self.rounds, self.sample)
+        return cuda_ops.refined_clustered(self.q, self.k, self.v, self.mask, *budgets, self.scale, self.exact_below)
 
     def changed(self, **values: Any) -> "Refined":
         return replace(self, **values)
