@@ -1,7 +1,7 @@
-"""The demo's table in README.md, made from the files that `make demo` wrote.
+"""The tables in README.md, made from the files that `make demo` and benchmarks/operators.py wrote.
 
     python benchmarks/readme_tables.py --take output/demo   # keep the demo's results and plot here, and write the table
-    python benchmarks/readme_tables.py                      # write the table again from what is kept
+    python benchmarks/readme_tables.py                      # write the tables again from what is kept
 
 No number is typed by hand: a test compares the README with what this script makes.
 """
@@ -19,7 +19,6 @@ RESULTS = ROOT / "benchmarks" / "results"
 PLOT = ROOT / "docs" / "images" / "demo-squad.png"
 TASKS = ("squad", "qnli")
 COMMAND = "make demo"
-BEGIN, END = "<!-- demo:begin -->", "<!-- demo:end -->"
 HEADER = (
     "task",
     "attention",
@@ -120,13 +119,35 @@ def caption(results: list[dict[str, Any]]) -> str:
     return " ".join(sentences + ([recorded["note"]] if recorded["note"] else []))
 
 
+def operators_section() -> str:
+    """Times of one layer, from the file of benchmarks/operators.py."""
+    results = json.loads((RESULTS / "operators-cpu.json").read_text(encoding="utf-8"))
+    methods = list(results["budgets"])
+    lines = ["| tokens | SDPA ms | " + " | ".join(f"`{method}` ms | times SDPA" for method in methods) + " |"]
+    lines.append("|---:|---:|" + "---:|---:|" * len(methods))
+    for tokens, row in results["tokens"].items():
+        cells = [f"{row[name]['median_ms']:,.1f} | {row[name]['times_sdpa']:.1f}" for name in methods]
+        lines.append(f"| {int(tokens):,} | {row['sdpa']['median_ms']:,.1f} | " + " | ".join(cells) + " |")
+    shape = results["shape"]
+    lines += [
+        "",
+        f"`{results['command']}` on {results['date']}: {results['machine']}, {results['threads']} threads, "
+        f"{shape['dtype']}, torch {results['versions']['torch']}, operators {results['backend']}; one layer, "
+        f"B={shape['B']}, H={shape['H']}, D={shape['D']}, default budgets, medians.",
+    ]
+    return "\n".join(lines)
+
+
 def updated(readme: str) -> str:
-    """The README's text with the section made anew."""
-    before, found_begin, rest = readme.partition(BEGIN)
-    _, found_end, after = rest.partition(END)
-    if not (found_begin and found_end):
-        raise SystemExit(f"README.md must have the lines {BEGIN} and {END}. Put them where the table belongs.")
-    return f"{before}{BEGIN}\n{section()}\n{END}{after}"
+    """The README's text with both sections made anew."""
+    for name, made in (("demo", section()), ("operators", operators_section())):
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        before, found_begin, rest = readme.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not (found_begin and found_end):
+            raise SystemExit(f"README.md must have the lines {begin} and {end}. Put them where the table belongs.")
+        readme = f"{before}{begin}\n{made}\n{end}{after}"
+    return readme
 
 
 def main() -> None:
