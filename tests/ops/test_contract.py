@@ -63,29 +63,7 @@ def operator_arguments(dtype: torch.dtype = torch.float32, requires_grad: bool =
 FORWARD = ["full_attention", "clustered", "improved_clustered", "refined_clustered"]
 STAGES = ["hash_vectors", "cluster_codes", "group_mean", "centroid_scores", "top_keys"]
 STAGES += ["centroid_attention", "exact_attention", "group_scatter", "cluster_rows", "tail", "refined_attention"]
-OPERATORS = sorted(
-    [
-        "hash_vectors",
-        "cluster_codes",
-        "group_mean",
-        "centroid_scores",
-        "top_keys",
-        "centroid_attention",
-        "exact_attention",
-        "group_scatter",
-        "cluster_rows",
-        "tail",
-        "refined_attention",
-        "full_attention",
-        "clustered",
-        "improved_clustered",
-        "refined_clustered",
-        "clustered_backward",
-        "improved_clustered_backward",
-        "refined_clustered_backward",
-        "full_attention_backward",
-    ]
-)
+OPERATORS = sorted([*STAGES, *FORWARD, *(f"{name}_backward" for name in FORWARD)])
 
 
 def test_every_operator_is_listed(all_operators: list[str]) -> None:
