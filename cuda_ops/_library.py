@@ -85,8 +85,8 @@ def backend_for(device_type: str, dtype: torch.dtype) -> str:
 
 
 def warn_if_reference(device_type: str, dtype: torch.dtype) -> None:
-    """Warns, once for each cause, if such tensors run on the reference. Says nothing inside `torch.compile`."""
-    if torch.compiler.is_compiling() or backend_for(device_type, dtype) != "reference":
+    """Warns, once for each cause, if such tensors run on the reference. Silent in `torch.compile` and on "meta": nothing runs."""
+    if device_type == "meta" or torch.compiler.is_compiling() or backend_for(device_type, dtype) != "reference":
         return
     found = status()
     reason, remedy = found.reason, found.remedy

@@ -9,6 +9,7 @@ import pytest
 import torch
 from operator_cases import DTYPES
 
+import cuda_ops
 from cuda_ops import _library
 
 
@@ -42,6 +43,15 @@ def test_the_reference_warns_once() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         _library.warn_if_reference("mps", torch.float32)
+
+
+def test_meta_tensors_do_not_warn() -> None:
+    """Shapes only: nothing runs on the reference."""
+    _library._warn_once.cache_clear()
+    x = torch.empty(1, 2, 5, 4, device="meta")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert cuda_ops.full_attention(x, x, x)[0].shape == x.shape
 
 
 def test_the_module_reports() -> None:

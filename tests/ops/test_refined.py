@@ -284,6 +284,15 @@ def test_equal_to_its_stages(dtype: torch.dtype) -> None:
     assert_close("log mass", results[1], numpy(log_mass))
 
 
+def test_autocast_changes_nothing() -> None:
+    inputs = refined(B=2, N=31, H=4, H_kv=2)
+    expected = inputs.run()
+    with torch.autocast("cpu", torch.bfloat16):
+        results = inputs.run()
+    for name, one, other in zip(NAMES, results, expected, strict=True):
+        assert_same_bits(name, one, other)
+
+
 def test_strides_do_not_matter() -> None:
     inputs = refined(B=6, H=4, H_kv=2, N=29, exact_below=12)
     expected = inputs.run()
