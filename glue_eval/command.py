@@ -46,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(options: argparse.Namespace) -> None:
     """Everything that the flags ask for."""
     check_options(options)
-    processes = join_processes(options.device)
+    with join_processes(options.device) as processes:
+        _evaluate(options, processes)
+
+
+def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
     task = get_task(options.task_name)
     parts = load_data(options, task, processes)
     with processes.main_first():

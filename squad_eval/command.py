@@ -71,7 +71,11 @@ class Answered:
 def evaluate(options: argparse.Namespace) -> None:
     """Everything that the flags ask for."""
     check_options(options)
-    processes = join_processes(options.device)
+    with join_processes(options.device) as processes:
+        _evaluate(options, processes)
+
+
+def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
     data = load_data(options, processes)
     with processes.main_first():
         checkpoint = find_checkpoint(options, "QUESTION_ANS")

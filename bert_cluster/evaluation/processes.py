@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import torch
 
@@ -20,7 +20,11 @@ HOW_TO_LAUNCH = (
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the launch. `index` 0 is the main one: it alone writes files and prints."""
+    """This process among those of the launch. `index` 0 is the main one: it alone writes files and prints.
+
+    As a context it leaves the launch in order: nobody ends while the main process still writes (the launcher would stop
+    it), nor with the process group's threads running (torch can abort then). After an exception nobody is waited for.
+    """
 
     index: int
     count: int
@@ -46,6 +50,18 @@ class Processes:
         from accelerate.utils import broadcast_object_list
 
         return broadcast_object_list([value])[0]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if self.count == 1:
+            return
+        from accelerate import PartialState
+
+        if error is None:
+            PartialState().wait_for_everyone()
+        PartialState().destroy_process_group()
 
     @contextmanager
     def main_first(self) -> Iterator[None]:

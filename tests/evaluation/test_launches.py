@@ -119,6 +119,36 @@ def test_two_processes_give_the_scores_of_one(qa_model: str, squad_file: Callabl
     np.testing.assert_allclose(logits[0], logits[1], atol=1e-4)
 
 
+LEAVE = """
+import sys, time
+from pathlib import Path
+import torch.distributed
+from bert_cluster.evaluation.processes import join_processes
+written, fails = Path(sys.argv[1]), sys.argv[2] == "fails"
+with join_processes("cpu") as processes:
+    assert torch.distributed.is_initialized()
+    if processes.is_main:
+        time.sleep(2)
+        if fails:
+            raise SystemExit(7)
+        written.touch()
+assert written.exists(), "left while the main process still wrote"
+assert not torch.distributed.is_initialized(), "the process group is still there at exit"
+"""
+
+
+@pytest.mark.parametrize("how", ["works", "fails"])
+def test_processes_leave_the_launch_in_order(how: str, tmp_path: Path) -> None:
+    """Nobody ends, and no thread of the group lives on, before the main process is done; a failure ends all of them."""
+    (tmp_path / "leave.py").write_text(LEAVE)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    whole = [*command, str(tmp_path / "leave.py"), str(tmp_path / "written"), how]
+    done = subprocess.run(whole, env=environment, text=True, capture_output=True, timeout=120, check=False)
+    assert (done.returncode == 0) == (how == "works"), done.stderr
+    assert (tmp_path / "written").exists() == (how == "works")
+
+
 def test_a_launch_that_runs_alone_is_an_error(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:
     accelerate = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
     environment_free = [*accelerate, "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
