@@ -67,6 +67,16 @@ inline A exact_backward(const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, co
   return mass_grad;
 }
 
+// Each member's share of the gradient of its cluster's mean.
+template <class A>
+inline void mean_backward(const Groups& groups, const int32_t* cluster, int64_t C, const A* mean_grad, A scale, int64_t D, A* grad_q) {
+  for (int64_t c = 0; c < C; ++c) {
+    const int64_t count = groups.size(cluster[c]);
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t d = 0; d < D; ++d) grad_q[groups.order[groups.first[cluster[c]] + i] * D + d] += scale * mean_grad[c * D + d] / A(count);
+  }
+}
+
 template <class A>
 inline void clustered_backward_rows(const HeadBackward& head, int64_t h, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, const Rows<A>& g, A* grad_q,
                                     KeyGradients<A> grads, Scratch& scratch) {
@@ -79,11 +89,11 @@ inline void clustered_backward_rows(const HeadBackward& head, int64_t h, const R
   int32_t* cluster = take<int32_t>(scratch, smaller(s.C, n));
   const int64_t C = filled_clusters(groups, s.C, cluster);
 
-  A *means = take<A>(scratch, C * D), *sums = take<A>(scratch, C * D), *mean_grad = take<A>(scratch, C * D);
+  const A* means = cluster_means(q, groups, cluster, C, scale, D, scratch);
+  A *sums = take<A>(scratch, C * D), *mean_grad = take<A>(scratch, C * D);
   A *weights = take<A>(scratch, C * stride), *score_grad = take<A>(scratch, C * stride);
   for (int64_t c = 0; c < C; ++c) {
     const int32_t* members = groups.order + groups.first[cluster[c]];
-    mean_row(q, members, groups.size(cluster[c]), scale, D, means + c * D);
     for (int64_t d = 0; d < D; ++d) sums[c * D + d] = A(0);
     for (int64_t i = 0; i < groups.size(cluster[c]); ++i) add_row(g[members[i]], D, sums + c * D);
   }
@@ -114,11 +124,7 @@ inline void clustered_backward_rows(const HeadBackward& head, int64_t h, const R
   weighted_sum(score_grad, stride, 1, C, k, n, D, false, mean_grad, D);
   weighted_sum(score_grad, 1, stride, n, Rows<A>{means, D, nullptr}, C, D, true, grads.k, D);
   weighted_sum(outside, 1, stride, n, Rows<A>{sums, D, nullptr}, C, D, true, grads.v, D);
-  for (int64_t c = 0; c < C; ++c) {
-    const int64_t count = groups.size(cluster[c]);
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t d = 0; d < D; ++d) grad_q[groups.order[groups.first[cluster[c]] + i] * D + d] += scale * mean_grad[c * D + d] / A(count);
-  }
+  mean_backward(groups, cluster, C, mean_grad, scale, D, grad_q);
 }
 
 template <class A>

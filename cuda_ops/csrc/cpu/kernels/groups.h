@@ -47,6 +47,14 @@ inline Rows<A> listed_rows(const Rows<A>& rows, const int32_t* list, int64_t cou
   return {rows.base, rows.stride, position};
 }
 
+// The means of the listed clusters, (C, D).
+template <class A>
+inline A* cluster_means(const Rows<A>& x, const Groups& groups, const int32_t* cluster, int64_t C, A scale, int64_t D, Scratch& scratch) {
+  A* means = take<A>(scratch, C * D);
+  for (int64_t c = 0; c < C; ++c) mean_row(x, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), scale, D, means + c * D);
+  return means;
+}
+
 // The clusters that have members, ascending; returns their number.
 inline int64_t filled_clusters(const Groups& groups, int64_t C, int32_t* cluster) {
   int64_t filled = 0;

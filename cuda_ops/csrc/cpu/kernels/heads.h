@@ -218,9 +218,7 @@ inline void clustered_rows(const HeadForward& head, const Rows<A>& q, const Rows
   const Groups groups = group_tokens(assignment, n, s.C, scratch);
   int32_t* cluster = take<int32_t>(scratch, smaller(s.C, n));
   const int64_t C = filled_clusters(groups, s.C, cluster);
-  A* means = take<A>(scratch, C * D);
-  for (int64_t c = 0; c < C; ++c) mean_row(q, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), A(head.scale), D, means + c * D);
-
+  const A* means = cluster_means(q, groups, cluster, C, A(head.scale), D, scratch);
   const int64_t stride = panel_count<A>(n) * PANEL<A>;
   A *weights = take<A>(scratch, C * stride), *total = take<A>(scratch, C), *mass = take<A>(scratch, C), *log_sum = take<A>(scratch, C);
   panel_scores(means, C, k, n, D, weights, stride, scratch);

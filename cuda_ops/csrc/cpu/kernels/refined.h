@@ -37,43 +37,57 @@ inline void band_logits(const ClusterView<A>& view, const A* query, const A* vir
 }
 
 template <class A>
+struct Weighed {
+  A total, largest;
+};
+
+// Turns the products of query x with its tile into numerators of one common maximum, and fills those of its band; returns the tile's sum and the maximum.
+// `half` is |x - mean|^2 / 2; the second-order term of a cell is capped at 1.
+template <class A>
+inline Weighed<A> weigh_query(const ClusterView<A>& view, const A* x, A half, const Rows<A>& k, int64_t i, int64_t n, int64_t D, int64_t band, A* row, A* near, A* tail) {
+  for (int64_t m = 0; m < view.M; ++m) {
+    const A second = half * view.spread[m];
+    row[view.K + m] += view.shift[m] + (second > A(1) ? A(1) : second);
+  }
+  for (int64_t w = 0; w < band; ++w) near[w] = tail[w] = -infinity<A>();
+  if (view.W) band_logits(view, x, row + view.K, k, i, n, D, near, tail);
+  const A largest = larger_of(row_largest(row, view.tile.count), row_largest(near, band));
+  const A total = numerators(row, view.tile.count, largest);
+  numerators(near, band, largest);
+  numerators(tail, band, largest);
+  return {total, largest};
+}
+
+template <class A>
 inline void attend_refined(const ClusterView<A>& view, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, const int32_t* queries, int64_t count, A scale, int64_t n,
                            const HeadForward& head, A* log_mass, Scratch& scratch) {
   const ScratchMark before = mark(scratch);
   const int64_t D = head.sizes.D, keys = view.tile.count, stride = panel_count<A>(keys) * PANEL<A>, band = round_up(2 * view.W + 1, Vec<A>::lanes);
   A *scaled = take<A>(scratch, QUERY_BLOCK * D), *logits = take<A>(scratch, QUERY_BLOCK * stride), *out = take<A>(scratch, QUERY_BLOCK * D);
-  A *exact = take<A>(scratch, QUERY_BLOCK * band), *counted = take<A>(scratch, QUERY_BLOCK * band), total[QUERY_BLOCK], largest[QUERY_BLOCK];
+  A *exact = take<A>(scratch, QUERY_BLOCK * band), *counted = take<A>(scratch, QUERY_BLOCK * band);
+  Weighed<A> weighed[QUERY_BLOCK];
   for (int64_t first = 0; first < count; first += QUERY_BLOCK) {
     const int64_t here = smaller(count - first, QUERY_BLOCK);
     for (int64_t r = 0; r < here; ++r) scale_row(q[queries[first + r]], scale, D, scaled + r * D);
     tile_scores(scaled, here, view.tile.panels, keys, D, logits, stride);
     for (int64_t r = 0; r < here; ++r) {
-      A *row = logits + r * stride, *near = exact + r * band, *tail = counted + r * band;
       const A half = square_distance(scaled + r * D, view.mean, D) / 2;
-      for (int64_t m = 0; m < view.M; ++m) {
-        const A second = half * view.spread[m];
-        row[view.K + m] += view.shift[m] + (second > A(1) ? A(1) : second);
-      }
-      for (int64_t w = 0; w < band; ++w) near[w] = tail[w] = -infinity<A>();
-      if (view.W) band_logits(view, scaled + r * D, row + view.K, k, queries[first + r], n, D, near, tail);
-      largest[r] = larger_of(row_largest(row, keys), row_largest(near, band));
-      total[r] = numerators(row, keys, largest[r]);
-      numerators(near, band, largest[r]);
-      numerators(tail, band, largest[r]);
+      weighed[r] = weigh_query(view, scaled + r * D, half, k, queries[first + r], n, D, band, logits + r * stride, exact + r * band, counted + r * band);
     }
     weighted_sum(logits, stride, 1, here, view.tile.values, keys, D, false, out, D);
     for (int64_t r = 0; r < here; ++r) {
       const int64_t i = queries[first + r];
+      A total = weighed[r].total;
       for (int64_t w = 0; view.W && w <= 2 * view.W; ++w) {
         const int64_t j = i + w - view.W;
         if (j < 0 || j >= n || view.is_top[j]) continue;
         const A weight = exact[r * band + w] - counted[r * band + w];
-        total[r] += weight;
+        total += weight;
         add_scaled(v[j], weight, D, out + r * D);
       }
-      divide_row(out + r * D, total[r], D);
+      divide_row(out + r * D, total, D);
       write_row(head.out, head.valid.position[i], D, out + r * D);
-      log_mass[i] = largest[r] + logarithm(total[r]);
+      log_mass[i] = weighed[r].largest + logarithm(total);
     }
   }
   release(scratch, before);
@@ -110,8 +124,8 @@ inline void refined_rows(const HeadForward& head, const Rows<A>& q, const Rows<A
   const Groups groups = group_tokens(query_cluster, n, s.C, scratch), key_groups = group_tokens(key_cluster, n, M, scratch);
   int32_t* cluster = take<int32_t>(scratch, smaller(s.C, n));
   const int64_t C = filled_clusters(groups, s.C, cluster), stride = panel_count<A>(n) * PANEL<A>;
-  A *means = take<A>(scratch, C * D), *scores = take<A>(scratch, C * stride);
-  for (int64_t c = 0; c < C; ++c) mean_row(q, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), A(head.scale), D, means + c * D);
+  const A* means = cluster_means(q, groups, cluster, C, A(head.scale), D, scratch);
+  A* scores = take<A>(scratch, C * stride);
   panel_scores(means, C, k, n, D, scores, stride, scratch);
 
   int32_t* top = take<int32_t>(scratch, C * K);
@@ -140,12 +154,13 @@ void cluster_rows(const Slice& x, const Valid& valid, const Sizes& s, int64_t ro
   scatter_valid(clusters, valid, s.N, assignment);
 }
 
-// The marks of T_c for all clusters, from token positions; `index` leads from positions to valid indices.
-inline uint8_t* mark_top(const int32_t* top_keys, const Sizes& s, int64_t n, const int32_t* index, int32_t* top, int32_t* found, Scratch& scratch) {
-  uint8_t* is_top = take<uint8_t>(scratch, s.C * n);
-  clear(is_top, size_t(s.C * n));
-  for (int64_t c = 0; c < s.C; ++c) {
-    found[c] = int32_t(s.K ? valid_top(top_keys + c * s.K, s.K, s.N, index, top + c * s.K) : 0);
+// The marks of T_c, from token positions, for C clusters: the listed ones, or the first without a list. `index` leads from positions to valid indices.
+inline uint8_t* mark_top(const int32_t* top_keys, const int32_t* cluster, int64_t C, const Sizes& s, int64_t n, const int32_t* index, int32_t* top, int32_t* found,
+                         Scratch& scratch) {
+  uint8_t* is_top = take<uint8_t>(scratch, C * n);
+  clear(is_top, size_t(C * n));
+  for (int64_t c = 0; c < C; ++c) {
+    found[c] = int32_t(s.K ? valid_top(top_keys + (cluster ? cluster[c] : c) * s.K, s.K, s.N, index, top + c * s.K) : 0);
     for (int64_t j = 0; j < found[c]; ++j) is_top[c * n + top[c * s.K + j]] = 1;
   }
   return is_top;
@@ -168,7 +183,7 @@ void tail(const void* scores, const Slice& k, const Slice& v, const int32_t* key
     if (key_clusters[token] >= 0 && key_clusters[token] < s.M) position[keys.n++] = int32_t(token);
   const int64_t stride = round_up(keys.n, Vec<A>::lanes);
   const Groups groups = group_tokens(gather_valid(key_clusters, keys, scratch), keys.n, s.M, scratch);
-  const uint8_t* is_top = mark_top(top_keys, s, keys.n, index_of_position(keys, s.N, scratch), take<int32_t>(scratch, s.C * s.K), take<int32_t>(scratch, s.C), scratch);
+  const uint8_t* is_top = mark_top(top_keys, nullptr, s.C, s, keys.n, index_of_position(keys, s.N, scratch), take<int32_t>(scratch, s.C * s.K), take<int32_t>(scratch, s.C), scratch);
   const A* compact = gather_all_scores<A>(scores, keys, s, stride, scratch);
   const Tails<A> result =
       tails(valid_rows<A>(k, keys, s.D, scratch), valid_rows<A>(v, keys, s.D, scratch), keys.n, groups, s.M, compact, stride, is_top, s.C, s.D, scratch);
@@ -188,7 +203,7 @@ void refined_attention(const HeadForward& head, const void* centroids, const voi
   const Groups groups = group_tokens(gather_valid(head.assignment, valid, scratch), n, s.C, scratch);
   const int32_t* key_cluster = gather_valid(head.key_assignment, valid, scratch);
   int32_t *top = take<int32_t>(scratch, s.C * s.K), *found = take<int32_t>(scratch, s.C);
-  const uint8_t* is_top = mark_top(head.top_keys, s, n, index_of_position(valid, s.N, scratch), top, found, scratch);
+  const uint8_t* is_top = mark_top(head.top_keys, nullptr, s.C, s, n, index_of_position(valid, s.N, scratch), top, found, scratch);
   const A *compact = gather_all_scores<A>(scores, valid, s, stride, scratch), *means = static_cast<const A*>(centroids);
   const Tails<A> tail{static_cast<A*>(cells.log_mass), static_cast<A*>(cells.spread), static_cast<A*>(cells.keys), static_cast<A*>(cells.values)};
   A* log_mass = take<A>(scratch, n);

@@ -23,21 +23,10 @@ struct ClusterGradients {
   A *log_mass, *spread, *keys, *values;    // (M), (M), (M, D), (M, D): written
 };
 
-// The weights of one query over its tile and band, divided by its total mass, in place of its logits; `capped`: which second-order terms were.
+// The weights of one query over its tile and band, divided by its total mass, in place of its logits.
 template <class A>
-inline void normalised_weights(const ClusterView<A>& view, const A* x, A half, const Rows<A>& k, int64_t i, int64_t n, int64_t D, int64_t band, A* row, A* near, A* tail,
-                               bool* capped) {
-  for (int64_t m = 0; m < view.M; ++m) {
-    const A second = half * view.spread[m];
-    capped[m] = second > A(1);
-    row[view.K + m] += view.shift[m] + (capped[m] ? A(1) : second);
-  }
-  for (int64_t w = 0; w < band; ++w) near[w] = tail[w] = -infinity<A>();
-  if (view.W) band_logits(view, x, row + view.K, k, i, n, D, near, tail);
-  const A largest = larger_of(row_largest(row, view.tile.count), row_largest(near, band));
-  A total = numerators(row, view.tile.count, largest);
-  numerators(near, band, largest);
-  numerators(tail, band, largest);
+inline void normalised_weights(const ClusterView<A>& view, const A* x, A half, const Rows<A>& k, int64_t i, int64_t n, int64_t D, int64_t band, A* row, A* near, A* tail) {
+  A total = weigh_query(view, x, half, k, i, n, D, band, row, near, tail).total;
   for (int64_t w = 0; w < 2 * view.W + 1; ++w) total += near[w] - tail[w];
   divide_row(row, total, view.tile.count);
   divide_row(near, total, band);
@@ -56,7 +45,6 @@ inline void refined_cluster_backward(const ClusterView<A>& view, const int32_t* 
   A *weights = take<A>(scratch, QUERY_BLOCK * stride), *along = take<A>(scratch, QUERY_BLOCK * stride);
   A *near = take<A>(scratch, QUERY_BLOCK * band), *tail = take<A>(scratch, QUERY_BLOCK * band);
   A *key_grad = zeros<A>(K * D, scratch), *value_grad = zeros<A>(K * D, scratch);
-  bool* capped = take<bool>(scratch, M);
   clear(out.keys, size_t(M * D) * sizeof(A));
   clear(out.values, size_t(M * D) * sizeof(A));
   clear(out.log_mass, size_t(M) * sizeof(A));
@@ -75,7 +63,7 @@ inline void refined_cluster_backward(const ClusterView<A>& view, const int32_t* 
       const int64_t i = queries[first + r];
       A *p = weights + r * stride, *dp = along + r * stride, *b = near + r * band, *t = tail + r * band;
       const A half = square_distance(x + r * D, view.mean, D) / 2;
-      normalised_weights(view, x + r * D, half, k, i, n, D, band, p, b, t, capped);
+      normalised_weights(view, x + r * D, half, k, i, n, D, band, p, b, t);
       A output = dot(p, dp, keys);  // G.o, with the band's share below
       for (int64_t w = 0; w < width && view.W; ++w) {
         const int64_t j = i + w - view.W;
@@ -95,7 +83,7 @@ inline void refined_cluster_backward(const ClusterView<A>& view, const int32_t* 
       }
       A second = A(0);
       for (int64_t m = 0; m < M; ++m) {
-        if (capped[m]) continue;
+        if (half * view.spread[m] > A(1)) continue;  // capped
         second += dp[K + m] * view.spread[m];
         out.spread[m] += dp[K + m] * half;
       }
@@ -182,16 +170,11 @@ inline void refined_backward_rows(const HeadBackward& head, int64_t h, const Row
   const int32_t* index = index_of_position(head.valid, s.N, scratch);
   int32_t* cluster = take<int32_t>(scratch, smaller(s.C, n));
   const int64_t C = filled_clusters(groups, s.C, cluster);
-  A *means = take<A>(scratch, C * D), *scores = take<A>(scratch, C * stride), *score_grad = zeros<A>(C * stride, scratch), *mean_grad = zeros<A>(C * D, scratch);
-  for (int64_t c = 0; c < C; ++c) mean_row(q, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), scale, D, means + c * D);
+  const A* means = cluster_means(q, groups, cluster, C, scale, D, scratch);
+  A *scores = take<A>(scratch, C * stride), *score_grad = zeros<A>(C * stride, scratch), *mean_grad = zeros<A>(C * D, scratch);
   panel_scores(means, C, k, n, D, scores, stride, scratch);
   int32_t *top = take<int32_t>(scratch, C * s.K), *tops = take<int32_t>(scratch, C);
-  uint8_t* is_top = take<uint8_t>(scratch, C * n);
-  clear(is_top, size_t(C * n));
-  for (int64_t c = 0; c < C; ++c) {
-    tops[c] = int32_t(s.K ? valid_top(head.top_keys[h] + int64_t(cluster[c]) * s.K, s.K, s.N, index, top + c * s.K) : 0);
-    for (int64_t j = 0; j < tops[c]; ++j) is_top[c * n + top[c * s.K + j]] = 1;
-  }
+  const uint8_t* is_top = mark_top(head.top_keys[h], cluster, C, s, n, index, top, tops, scratch);
   const Tails<A> tail = tails(k, v, n, key_groups, M, scores, stride, is_top, C, D, scratch);
   const TailGradients<A> tail_grad{take<A>(scratch, C * M), take<A>(scratch, C * M), take<A>(scratch, C * M * D), take<A>(scratch, C * M * D)};
   const ScratchMark before = mark(scratch);
@@ -207,11 +190,7 @@ inline void refined_backward_rows(const HeadBackward& head, int64_t h, const Row
   tail_backward(k, v, n, key_groups, M, scores, stride, is_top, tail, tail_grad, C, D, score_grad, grads, scratch);
   weighted_sum(score_grad, stride, 1, C, k, n, D, true, mean_grad, D);
   weighted_sum(score_grad, 1, stride, n, Rows<A>{means, D, nullptr}, C, D, true, grads.k, D);
-  for (int64_t c = 0; c < C; ++c) {
-    const int64_t count = groups.size(cluster[c]);
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t d = 0; d < D; ++d) grad_q[groups.order[groups.first[cluster[c]] + i] * D + d] += scale * mean_grad[c * D + d] / A(count);
-  }
+  mean_backward(groups, cluster, C, mean_grad, scale, D, grad_q);
 }
 
 }  // namespace
