@@ -196,14 +196,14 @@ def _improved_clustered_gradient(ctx: Context, grad: Tensor, *_: Optional) -> tu
 
 def _refined_clustered_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _save(ctx, inputs, output)
-    ctx.clusters, _, ctx.key_clusters, ctx.band, _, _, ctx.scale, ctx.exact_below = inputs[4:]
+    ctx.clusters, _, ctx.key_clusters, ctx.band, _, _, ctx.scale, ctx.exact_below, ctx.longer = inputs[4:]
 
 
 def _refined_clustered_gradient(ctx: Context, grad: Tensor, *_: Optional) -> tuple[Optional, ...]:
     gradients = torch.ops.cuda_ops.refined_clustered_backward(
-        grad, *ctx.saved_tensors, ctx.clusters, ctx.key_clusters, ctx.band, ctx.scale, ctx.exact_below
+        grad, *ctx.saved_tensors, ctx.clusters, ctx.key_clusters, ctx.band, ctx.scale, ctx.exact_below, ctx.longer
     )
-    return (*gradients, *(None,) * 9)
+    return (*gradients, *(None,) * 10)
 
 
 _register("full_attention", _full_attention_context, _full_attention_gradient)

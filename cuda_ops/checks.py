@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cuda_ops.reference_parts import accumulation_dtype
+from cuda_ops.steps import Step, steps_of
 
 FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 ACCUMULATION = frozenset((torch.float32, torch.float64))
@@ -254,6 +255,24 @@ def key_count(topk: int) -> None:
 
 def rounds(iterations: int) -> None:
     _integer("iterations", iterations, 0, None, "Use 0 to assign the tokens to the starting centroids.")
+
+
+def longer_steps(longer: object) -> None:
+    """longer: five numbers a step, each step with more tokens than the one before."""
+    width = len(Step._fields)
+    if not isinstance(longer, (list, tuple)) or len(longer) % width:
+        got = len(longer) if isinstance(longer, (list, tuple)) else type(longer).__name__
+        raise ValueError(f"longer must hold steps of {width} numbers ({', '.join(Step._fields)}), got {got}.")
+    before = 0
+    for step in steps_of(1, 0, 1, 1, longer)[1:]:
+        _integer("tokens of a step of longer", step.tokens, 1, None, "Shorter rows take the budgets given singly.")
+        if step.tokens <= before:
+            raise ValueError(f"The steps of longer must ascend in tokens, got {step.tokens} after {before}. Sort them.")
+        before = step.tokens
+        cluster_count(step.clusters)
+        key_count(step.topk)
+        key_cluster_count("key_clusters", step.key_clusters)
+        sample_size(step.sample)
 
 
 def exact_limit(exact_below: int) -> None:

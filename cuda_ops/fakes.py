@@ -1,6 +1,6 @@
 """The operators on tensors without values: the inputs' checks, then the outputs' shapes, types and strides."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from cuda_ops import operator_checks
 from cuda_ops.reference_parts import accumulation_dtype
 from cuda_ops.schemas import LIBRARY, NAMESPACE
+from cuda_ops.steps import largest, steps_of
 
 
 def fake_kernel(function: Callable[..., object]) -> Callable[..., object]:
@@ -199,12 +200,13 @@ def refined_clustered(
     sample: int,
     scale: float,
     exact_below: int,
+    longer: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     operator_checks.refined_clustered(
-        q, k, v, mask, clusters, topk, key_clusters, band, rounds, sample, scale, exact_below
+        q, k, v, mask, clusters, topk, key_clusters, band, rounds, sample, scale, exact_below, longer
     )
-    rows = q.shape[:3]
-    top = _integers(q, q.shape[0], q.shape[1], clusters, _slots(topk, q.shape[2]))
+    rows, most = q.shape[:3], largest(steps_of(clusters, topk, key_clusters, sample, longer))
+    top = _integers(q, q.shape[0], q.shape[1], most.clusters, _slots(most.topk, q.shape[2]))
     return _token_major(q), _accumulated(q, *rows), _integers(q, *rows), _integers(q, *rows), top
 
 
@@ -265,6 +267,7 @@ def refined_clustered_backward(
     band: int,
     scale: float,
     exact_below: int,
+    longer: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _gradients(grad, q, k, v, mask)
 

@@ -1,5 +1,7 @@
 """The checks of each operator, by its name, with its schema's arguments."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from cuda_ops import checks
@@ -186,6 +188,7 @@ def refined_clustered(
     sample: int,
     scale: float,
     exact_below: int,
+    longer: Sequence[int] = (),
 ) -> None:
     checks.attention_inputs(q, k, v, mask)
     checks.cluster_count(clusters)
@@ -196,6 +199,7 @@ def refined_clustered(
     checks.sample_size(sample)
     checks.positive(scale)
     checks.exact_limit(exact_below)
+    checks.longer_steps(longer)
 
 
 def gradient(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:

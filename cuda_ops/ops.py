@@ -3,6 +3,8 @@
 Their stages are in ``stages.py`` and ``refined_stages.py``; the former explains axes, types and masks.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -148,6 +150,7 @@ def refined_clustered(
     sample: int = 256,
     scale: float | None = None,
     exact_below: int = 0,
+    longer: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Clustered queries and keys, exact top keys and neighbours, and a tail that each query weighs for itself.
 
@@ -180,13 +183,16 @@ def refined_clustered(
         sample: tokens that the rounds look at, at least 1; never fewer than 4 per cluster.
         scale: finite, above 0; None for D ** -0.5.
         exact_below: batch rows with fewer valid tokens get `full_attention`.
+        longer: five numbers a step, one step after the other: tokens, clusters, topk, key_clusters, sample; ascending in
+            tokens, from 1. A batch row with at least so many valid tokens takes these budgets instead, of several steps
+            the last one that it reaches. Each row is what it would be alone with its own step's budgets, bit for bit.
 
     Returns:
         out (B, H, N, D) of q's type, a view of a contiguous (B, N, H, D) tensor, 0 on padding; log mass (B, H, N), the
         log of step 5's sum of ones (exact rows: of e^(q_i . k_j)) in the accumulation type, -inf on padding; the query
         clusters and the key clusters, both (B, H, N) int32, -1 on padding and in exact rows; the top keys
-        (B, H, C, min(K, N)) int32: ascending token positions, then -1, and only -1 in exact rows. Only out is
-        differentiable.
+        (B, H, C, min(K, N)) int32, with C and K the largest of all steps: ascending token positions, then -1, and only
+        -1 in exact rows and in clusters that the row's step does not have. Only out is differentiable.
 
     Raises:
         TypeError: an argument of a wrong type or dtype.
@@ -194,6 +200,6 @@ def refined_clustered(
     """
     scale = scale_or_default(scale, q)
     budgets = (clusters, topk, key_clusters, band, rounds, sample)
-    operator_checks.refined_clustered(q, k, v, mask, *budgets, scale, exact_below)
+    operator_checks.refined_clustered(q, k, v, mask, *budgets, scale, exact_below, longer)
     warn_if_reference(q.device.type, q.dtype)
-    return _operators.refined_clustered(q, k, v, mask, *budgets, scale, exact_below)
+    return _operators.refined_clustered(q, k, v, mask, *budgets, scale, exact_below, longer)

@@ -5,8 +5,11 @@ clusters, (B, H, C, N) for the centroids' scores, (B, H, C, M, D) for the tail. 
 clusters in chunks and the queries through theirs, so nothing of size N x N, C x N x D or N x K x D exists at once.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cuda_ops.reference import _full_attention, centroid_scores, group_mean, top_keys
 from cuda_ops.reference_parts import (
@@ -31,6 +34,7 @@ from cuda_ops.reference_refined_parts import (
     query_rows,
     valid_first,
 )
+from cuda_ops.steps import Step, largest, steps_of
 
 
 def _evenly_spaced(x: Tensor, valid: Tensor, count: Tensor, largest: int) -> tuple[Tensor, Tensor]:
@@ -120,6 +124,50 @@ def refined_attention(
     return out, log_mass
 
 
+Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _of_step(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, step: Step, band: int, rounds: int, scale: float
+) -> Results:
+    """The composition of the stages with one step's budgets; float output."""
+    queries = cluster_rows(q, mask, step.clusters, rounds, step.sample)
+    keys = cluster_rows(k, mask, step.key_clusters, rounds, step.sample)
+    keys = per_query_head(keys, q.shape[1]).contiguous()
+    centroids = group_mean(q, queries, step.clusters, scale)
+    scores = centroid_scores(centroids, k, mask)
+    top = top_keys(scores, mask, step.topk)
+    tails = tail(scores, k, v, keys, top, step.key_clusters)
+    out, log_mass = refined_attention(q, k, v, mask, centroids, scores, *tails, queries, keys, top, band, scale)
+    return out, log_mass, queries, keys, top
+
+
+def _of_own_step(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, steps: list[Step], band: int, rounds: int, scale: float
+) -> Results:
+    """Each batch row with the budgets of its own step: one composition for each step that N tokens can reach."""
+    batch, _, tokens, _ = q.shape
+    most = largest(steps)
+    slots = min(most.topk, tokens)
+    valid = valid_tokens(mask, batch, tokens, q.device)
+    count = valid.sum(-1)
+    results: Results | None = None
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        if step.tokens > tokens:
+            break
+        rows = count >= step.tokens if following is None else (count >= step.tokens) & (count < following.tokens)
+        *others, top = _of_step(q, k, v, valid & rows[:, None], step, band, rounds, scale)
+        top = pad(top, (0, slots - top.shape[3], 0, most.clusters - step.clusters), value=-1)
+        one: Results = (*others, top)  # type: ignore[assignment]
+        if results is None:
+            results = one
+        results = tuple(  # type: ignore[assignment]
+            torch.where(rows.view(-1, *(1,) * (x.dim() - 1)), x, y) for x, y in zip(one, results, strict=True)
+        )
+    assert results is not None  # the first step is from 0 tokens on
+    return results
+
+
 @reference_kernel
 def refined_clustered(
     q: Tensor,
@@ -134,14 +182,13 @@ def refined_clustered(
     sample: int,
     scale: float,
     exact_below: int,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    queries = cluster_rows(q, mask, clusters, rounds, sample)
-    keys = per_query_head(cluster_rows(k, mask, key_clusters, rounds, sample), q.shape[1]).contiguous()
-    centroids = group_mean(q, queries, clusters, scale)
-    scores = centroid_scores(centroids, k, mask)
-    top = top_keys(scores, mask, topk)
-    tails = tail(scores, k, v, keys, top, key_clusters)
-    out, log_mass = refined_attention(q, k, v, mask, centroids, scores, *tails, queries, keys, top, band, scale)
+    longer: Sequence[int] = (),
+) -> Results:
+    steps = steps_of(clusters, topk, key_clusters, sample, longer)
+    if len(steps) == 1:
+        out, log_mass, queries, keys, top = _of_step(q, k, v, mask, steps[0], band, rounds, scale)
+    else:
+        out, log_mass, queries, keys, top = _of_own_step(q, k, v, mask, steps, band, rounds, scale)
     if exact_below > 0:
         exact = takes_exact_path(mask, q.shape[0], q.shape[2], exact_below, q.device)
         full_out, full_log_mass = _full_attention(q, k, v, mask, scale)

@@ -17,6 +17,7 @@ and within a cell, w_cj = e^(s_cj) / Z_cm, y_cj = dKbar_cm . k_j + dVbar_cm . v_
 A key head shared by several query heads gets their sum.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,6 +53,7 @@ from cuda_ops.reference_refined_parts import (
     query_chunks,
     query_rows,
 )
+from cuda_ops.steps import largest, steps_of
 
 
 def _to_key_heads(x: Tensor, kv_heads: int) -> Tensor:
@@ -179,8 +181,11 @@ def refined_clustered_backward(
     band: int,
     scale: float,
     exact_below: int,
+    longer: Sequence[int] = (),
 ) -> Gradients:
     grad = grad.to(accumulation_dtype(grad.dtype))
+    most = largest(steps_of(clusters, 0, key_clusters_count, 1, longer))
+    clusters, key_clusters_count = most.clusters, most.key_clusters
     decisions = Decisions(query_clusters, key_clusters, top_keys)
     centroids = group_mean(q, query_clusters, clusters, scale)
     scores = centroid_scores(centroids, k, mask)

@@ -35,7 +35,7 @@ SCHEMAS = (
     " int iterations, float scale, int exact_below)"
     " -> (Tensor out, Tensor log_mass, Tensor assignment, Tensor top_keys)",
     "refined_clustered(Tensor q, Tensor k, Tensor v, Tensor? mask, int clusters, int topk, int key_clusters, int band,"
-    " int rounds, int sample, float scale, int exact_below)"
+    " int rounds, int sample, float scale, int exact_below, int[] longer=[])"
     " -> (Tensor out, Tensor log_mass, Tensor query_clusters, Tensor key_clusters, Tensor top_keys)",
     # Their gradients, decisions held constant.
     "clustered_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor log_mass,"
@@ -44,7 +44,7 @@ SCHEMAS = (
     " Tensor assignment, Tensor top_keys, int clusters, float scale, int exact_below) -> (Tensor, Tensor, Tensor)",
     "refined_clustered_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor log_mass,"
     " Tensor query_clusters, Tensor key_clusters, Tensor top_keys, int clusters, int key_clusters_count, int band,"
-    " float scale, int exact_below) -> (Tensor, Tensor, Tensor)",
+    " float scale, int exact_below, int[] longer=[]) -> (Tensor, Tensor, Tensor)",
     "full_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor? mask, Tensor out, Tensor log_mass,"
     " float scale) -> (Tensor, Tensor, Tensor)",
 )

@@ -75,6 +75,8 @@ int main(int, char** arguments) {
   forward.log_mass = log_mass.data();
   forward.assignment = as<int32_t>(assignment);
   forward.top_keys = as<int32_t>(top_keys);
+  forward.listed_clusters = sizes.C;
+  forward.listed_keys = sizes.K;
   kernels.improved_clustered(forward, scratch);
 
   Bytes grad_q(values * element), grad_k(values * element), grad_v(values * element);

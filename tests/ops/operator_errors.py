@@ -50,6 +50,7 @@ GOOD["refined_clustered"] = {name: GOOD["clustered"][name] for name in ("q", "k"
     "rounds": 2,
     "sample": 7,
     "exact_below": 0,
+    "longer": [9, 5, 3, 2, 7],
 }
 GOOD["cluster_rows"] = {"x": Q, "mask": MASK, "clusters": 3, "rounds": 2, "sample": 7}
 GOOD["tail"] = {
@@ -418,4 +419,24 @@ ERRORS = [
         "centroids must be torch.float32 where q is torch.float32, got torch.float64.",
     ),
     ("group_scatter", {"values": CENTROIDS.half()}, TypeError, "values must be float32 or float64"),
+    (
+        "refined_clustered",
+        {"longer": [9, 5, 3, 2]},
+        ValueError,
+        "longer must hold steps of 5 numbers (tokens, clusters, topk, key_clusters, sample), got 4.",
+    ),
+    (
+        "refined_clustered",
+        {"longer": [9, 5, 3, 2, 7, 9, 6, 4, 3, 7]},
+        ValueError,
+        "The steps of longer must ascend in tokens, got 9 after 9. Sort them.",
+    ),
+    (
+        "refined_clustered",
+        {"longer": [0, 5, 3, 2, 7]},
+        ValueError,
+        "tokens of a step of longer must be at least 1, got 0. Shorter rows take the budgets given singly.",
+    ),
+    ("refined_clustered", {"longer": [9, 0, 3, 2, 7]}, ValueError, "clusters must be from 1 to 65536, got 0."),
+    ("refined_clustered", {"longer": [9, 5, -3, 2, 7]}, ValueError, "topk must be at least 0, got -3."),
 ]

@@ -33,11 +33,13 @@ class Refined:
     sample: int
     scale: float
     exact_below: int = 0
+    longer: tuple[int, ...] = ()
 
     def run(self) -> Results:
         # by hand: the dynamo of torch 2.11 cannot trace vars()
         budgets = (self.clusters, self.topk, self.key_clusters, self.band, self.rounds, self.sample)
-        return cuda_ops.refined_clustered(self.q, self.k, self.v, self.mask, *budgets, self.scale, self.exact_below)
+        limits = (self.scale, self.exact_below, self.longer)
+        return cuda_ops.refined_clustered(self.q, self.k, self.v, self.mask, *budgets, *limits)
 
     def changed(self, **values: Any) -> "Refined":
         return replace(self, **values)

@@ -30,7 +30,7 @@ def operator_arguments(dtype: torch.dtype = torch.float32, requires_grad: bool =
     queries, keys = (cuda_ops.cluster_rows(q, mask, 3, 2, 7), cuda_ops.cluster_rows(k, mask, 4, 2, 7))
     keys = keys.repeat_interleave(2, 1)
     tail = cuda_ops.tail(scores, k, v, keys, top, 4)
-    refined_results = cuda_ops.refined_clustered(q, k, v, mask, 3, 2, 4, 1, 2, 7, scale, 8)
+    refined_results = cuda_ops.refined_clustered(q, k, v, mask, 3, 2, 4, 1, 2, 7, scale, 8, [9, 5, 3, 2, 7])
     grad = torch.randn(q.shape).to(dtype)
 
     def leaf(x: Tensor) -> Tensor:
@@ -52,8 +52,8 @@ def operator_arguments(dtype: torch.dtype = torch.float32, requires_grad: bool =
         "cluster_rows": (q, mask, 4, 2, 7),
         "tail": (leaf(scores.masked_fill(scores.isinf(), 0)), *qkv[1:], keys, top, 4),
         "refined_attention": (*qkv, mask, leaf(means), scores, *map(leaf, tail), queries, keys, top, 1, scale),
-        "refined_clustered": (*qkv, mask, 3, 2, 4, 1, 2, 7, scale, 8),
-        "refined_clustered_backward": (grad, q, k, v, mask, *refined_results, 3, 4, 1, scale, 8),
+        "refined_clustered": (*qkv, mask, 3, 2, 4, 1, 2, 7, scale, 8, [9, 5, 3, 2, 7]),
+        "refined_clustered_backward": (grad, q, k, v, mask, *refined_results, 3, 4, 1, scale, 8, [9, 5, 3, 2, 7]),
         "clustered_backward": (grad, q, k, v, mask, *clustered, 3, scale, 8),
         "improved_clustered_backward": (grad, q, k, v, mask, *improved, 3, scale, 8),
         "full_attention_backward": (grad, q, k, v, mask, *full, scale),

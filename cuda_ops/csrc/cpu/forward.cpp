@@ -1,23 +1,52 @@
 #include "forward.h"
 
+#include <algorithm>
+
 namespace cuda_ops {
+
+const Step& Budgets::of(int64_t n) const {
+  size_t last = 0;
+  while (last + 1 < steps.size() && steps[last + 1].tokens <= n) ++last;
+  return steps[last];
+}
+
+Step Budgets::largest() const {
+  Step most = steps[0];
+  for (const Step& step : steps) {
+    most.clusters = std::max(most.clusters, step.clusters);
+    most.topk = std::max(most.topk, step.topk);
+    most.key_clusters = std::max(most.key_clusters, step.key_clusters);
+  }
+  return most;
+}
+
+std::vector<Step> steps_of(const Step& first, const std::vector<int64_t>& longer) {
+  STD_TORCH_CHECK(longer.size() % 5 == 0, "longer must have five numbers a step");
+  std::vector<Step> steps{first};
+  for (size_t i = 0; i < longer.size(); i += 5) {
+    STD_TORCH_CHECK(longer[i] > steps.back().tokens, "the steps of longer must ascend");
+    steps.push_back({longer[i], longer[i + 1], longer[i + 2], longer[i + 3], longer[i + 4]});
+  }
+  return steps;
+}
 
 Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, const std::optional<Tensor>& planes, const Budgets& budgets,
                 double scale, int64_t exact_below) {
   check_queries(q, k, v);
-  const int64_t B = q.size(0), H = q.size(1), N = q.size(2), D = q.size(3), group = H / k.size(1), C = budgets.clusters;
-  STD_TORCH_CHECK(C > 0 && budgets.topk >= 0 && budgets.iterations >= 0 && budgets.key_clusters >= 0 && budgets.band >= 0 && budgets.sample >= 0,
-                  "clusters must be positive, the other budgets not negative");
-  const int64_t K = budgets.topk < N ? budgets.topk : N;
+  const int64_t B = q.size(0), H = q.size(1), N = q.size(2), D = q.size(3), group = H / k.size(1);
+  const bool decides = budgets.method != Method::full, refined = budgets.method == Method::refined;
+  for (const Step& step : budgets.steps)
+    STD_TORCH_CHECK(step.clusters > 0 && step.topk >= 0 && step.key_clusters >= (refined ? 1 : 0) && step.sample >= 0,
+                    "clusters and key_clusters must be positive, topk and sample not negative");
+  STD_TORCH_CHECK(budgets.iterations >= 0 && budgets.band >= 0, "iterations and band must not be negative");
+  const Step largest = budgets.largest();
+  const int64_t C = largest.clusters, K = std::min(largest.topk, N);
   const Dtype accumulation = accumulation_of(q);
   std::optional<Tensor> wide_planes;
   if (budgets.method == Method::clustered) {
     STD_TORCH_CHECK(planes && planes->dim() == 2 && planes->size(1) == D, "planes must be (P, D)");
     wide_planes = torch::stable::contiguous(torch::stable::to(*planes, scalar_type(accumulation)));
   }
-  STD_TORCH_CHECK(budgets.method != Method::refined || budgets.key_clusters > 0, "key_clusters must be positive");
-  const bool decides = budgets.method != Method::full, refined = budgets.method == Method::refined;
-  const Sizes sizes{N, D, C, K, planes ? planes->size(0) : 0, budgets.key_clusters};
   Forward result{empty_heads(B, H, N, D, q.scalar_type()), empty({B, H, N}, scalar_type(accumulation)), empty({B, H, N}, ScalarType::Int),
                  empty({B, H, refined ? N : 0}, ScalarType::Int), empty({B, H, C, K}, ScalarType::Int)};
   const ValidTokens valid(mask, B, N);
@@ -30,15 +59,18 @@ Forward forward(const Tensor& q, const Tensor& k, const Tensor& v, const std::op
   for_each_head(B, H, [&](int64_t b, int64_t h, Scratch& scratch) {
     const int64_t i = b * H + h;
     HeadForward head{};
-    head.sizes = sizes;
     head.valid = valid[b];
+    const Step& step = budgets.of(head.valid.n);
+    head.sizes = {N, D, step.clusters, std::min(step.topk, N), planes ? planes->size(0) : 0, step.key_clusters};
+    head.listed_clusters = C;
+    head.listed_keys = K;
     head.q = queries(b, h);
     head.k = keys(b, h / group);
     head.v = values(b, h / group);
     head.out = out(b, h);
     head.planes = plane;
     head.iterations = budgets.iterations;
-    head.sample = budgets.sample;
+    head.sample = step.sample;
     head.band = budgets.band;
     head.scale = scale;
     head.exact = !decides || head.valid.n < exact_below;
@@ -67,9 +99,10 @@ const int32_t* decision(const char* name, std::optional<Tensor>& x, std::initial
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
                                             const Decisions& decisions, const Budgets& budgets, double scale, int64_t exact_below) {
   check_queries(q, k, v);
-  const int64_t B = q.size(0), H = q.size(1), N = q.size(2), D = q.size(3), H_kv = k.size(1), group = H / H_kv, C = budgets.clusters;
+  const int64_t B = q.size(0), H = q.size(1), N = q.size(2), D = q.size(3), H_kv = k.size(1), group = H / H_kv, C = budgets.largest().clusters;
   check_shape("grad", grad, {B, H, N, D});
-  STD_TORCH_CHECK(budgets.method != Method::refined || budgets.key_clusters > 0, "key_clusters must be positive");
+  for (const Step& step : budgets.steps)
+    STD_TORCH_CHECK(step.clusters > 0 && (budgets.method != Method::refined || step.key_clusters > 0), "clusters and key_clusters must be positive");
   const Dtype accumulation = accumulation_of(q);
   Decisions kept = decisions;
   const int64_t K = kept.top_keys ? kept.top_keys->size(3) : 0;
@@ -92,8 +125,8 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q,
       tops.push_back(top_keys ? top_keys + i * C * K : nullptr);
     }
     HeadBackward head{};
-    head.sizes = {N, D, C, K, 0, budgets.key_clusters};
     head.valid = valid[b];
+    head.sizes = {N, D, C, K, 0, budgets.of(head.valid.n).key_clusters};
     head.group = group;
     head.grad = grads.data();
     head.q = heads.data();

@@ -196,11 +196,13 @@ inline void panel_scores(const A* means, int64_t C, const Rows<A>& k, int64_t n,
 
 // The decision for every cluster from those of the clusters with members. An empty one scores 0 everywhere: its top keys are the lowest.
 inline void write_all_top(const HeadForward& head, const Groups& groups, const int32_t* top, int64_t K, Scratch& scratch) {
-  const Sizes& s = head.sizes;
-  if (!s.K) return;
+  if (!head.top_keys) return;
   int32_t* lowest = take<int32_t>(scratch, K);
   for (int64_t j = 0; j < K; ++j) lowest[j] = int32_t(j);
-  for (int64_t c = 0, filled = 0; c < s.C; ++c) write_top(groups.size(c) ? top + filled++ * K : lowest, K, head.valid, s.K, head.top_keys + c * s.K);
+  for (int64_t c = 0, filled = 0; c < head.listed_clusters; ++c) {
+    const bool here = c < head.sizes.C;
+    write_top(here && groups.size(c) ? top + filled++ * K : lowest, here ? K : 0, head.valid, head.listed_keys, head.top_keys + c * head.listed_keys);
+  }
 }
 
 template <class A>
@@ -260,7 +262,7 @@ void fused(const HeadForward& head, Scratch& scratch) {
   if (head.exact || !valid.n) {
     for (int64_t i = 0; head.assignment && i < s.N; ++i) head.assignment[i] = -1;
     for (int64_t i = 0; head.key_assignment && i < s.N; ++i) head.key_assignment[i] = -1;
-    for (int64_t i = 0; head.top_keys && i < s.C * s.K; ++i) head.top_keys[i] = -1;
+    for (int64_t i = 0; head.top_keys && i < head.listed_clusters * head.listed_keys; ++i) head.top_keys[i] = -1;
   }
   A* log_mass = take<A>(scratch, valid.n);
   if (valid.n) {

@@ -50,7 +50,8 @@ struct HeadForward {
   void* log_mass;           // (N) in the accumulation type
   int32_t* assignment;      // (N)
   int32_t* key_assignment;  // (N)
-  int32_t* top_keys;        // (C, K), K already at most N
+  int32_t* top_keys;        // (listed_clusters, listed_keys)
+  int64_t listed_clusters, listed_keys;  // of the decisions' tensor: at least C and K, which are this row's
 };
 
 // What a backward operator needs of one (batch, key head): `group` query heads share the keys and values.
