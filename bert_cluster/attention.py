@@ -58,20 +58,17 @@ def run_layer(
         keys = None if mask is None else mask[:, None, None, :]
         grouped = k.shape[1] != q.shape[1]
         return scaled_dot_product_attention(q, k, v, attn_mask=keys, scale=scale, enable_gqa=grouped)
+    budgets, exact_below = settings.budgets_at(0), settings.exact_below
     if planes is None:
-        return _refined(q, k, v, mask, settings, scale)
-    clusters, iterations, exact_below = settings.clusters, settings.iterations, settings.exact_below
+        longer = settings.longer()
+        return cuda_ops.refined_clustered(
+            q, k, v, mask, **budgets, scale=scale, exact_below=exact_below, longer=longer
+        )[0]
+    clusters, iterations = budgets["clusters"], settings.iterations
     if settings.method == "clustered":
         return cuda_ops.clustered(q, k, v, mask, planes, clusters, iterations, scale, exact_below)[0]
-    topk = settings.topk
+    topk = budgets["topk"]
     return cuda_ops.improved_clustered(q, k, v, mask, planes, clusters, topk, iterations, scale, exact_below)[0]
-
-
-def _refined(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: LayerSettings, scale: float | None
-) -> Tensor:
-    budgets = settings.budgets()
-    return cuda_ops.refined_clustered(q, k, v, mask, **budgets, scale=scale, exact_below=settings.exact_below)[0]
 
 
 def runs_on_reference(q: Tensor) -> bool:

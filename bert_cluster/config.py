@@ -4,20 +4,37 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bert_cluster.errors import ConfigError
 
 VERSION = 1
 CONFIG_KEY = "clustered_attention"  # where config.json of a model keeps the settings
 
+AUTO: Literal["auto"] = "auto"
+Budget = int | Literal["auto"]
+
+# What "auto" stands for: budgets of texts with at least so many tokens. docs/long-texts.md has the measurements.
+GROWTH: dict[int, dict[str, int]] = {
+    0: {"clusters": 25, "topk": 64, "key_clusters": 32, "sample": 256},
+    1024: {"clusters": 64, "topk": 128, "key_clusters": 64, "sample": 512},
+    2048: {"clusters": 100, "topk": 128, "key_clusters": 64, "sample": 512},
+}
+
 # Method -> its budgets with their defaults. The paper's methods have those of the paper (section 4: C = 25, K = 32,
 # 63 bits, 10 updates).
-METHODS: dict[str, dict[str, int]] = {
+METHODS: dict[str, dict[str, Budget]] = {
     "full": {},
     "clustered": {"clusters": 25, "bits": 63, "iterations": 10},
     "improved-clustered": {"clusters": 25, "topk": 32, "bits": 63, "iterations": 10},
-    "refined-clustered": {"clusters": 25, "topk": 64, "key_clusters": 32, "band": 4, "rounds": 3, "sample": 256},
+    "refined-clustered": {
+        "clusters": AUTO,
+        "topk": AUTO,
+        "key_clusters": AUTO,
+        "band": 4,
+        "rounds": 3,
+        "sample": AUTO,
+    },
 }
 DEFAULT_METHOD = "refined-clustered"
 
@@ -40,23 +57,36 @@ LAYER_FIELDS = ("method", *(name for name in LIMITS if name != "seed"))
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """What one layer runs: every value decided. Budgets that the method does not have are 0."""
+    """What one layer runs. Budgets that the method does not have are 0; those that are "auto" go by each text's length."""
 
     method: str
-    clusters: int = 0
-    topk: int = 0
-    key_clusters: int = 0
+    clusters: Budget = 0
+    topk: Budget = 0
+    key_clusters: Budget = 0
     band: int = 0
     rounds: int = 0
-    sample: int = 0
+    sample: Budget = 0
     bits: int = 0
     iterations: int = 0
     exact_below: int = 0
     seed: int = 0
 
-    def budgets(self) -> dict[str, int]:
+    def budgets(self) -> dict[str, Budget]:
         """The budgets of the method, by name."""
         return {name: getattr(self, name) for name in METHODS[self.method]}
+
+    def budgets_at(self, tokens: int) -> dict[str, int]:
+        """The same for a text of so many tokens: "auto" replaced by the last step of `GROWTH` that it reaches."""
+        grown = GROWTH[max(least for least in GROWTH if least <= tokens)]
+        return {name: grown[name] if value == AUTO else value for name, value in self.budgets().items()}
+
+    def longer(self) -> list[int]:
+        """What longer texts take instead of the budgets at 0 tokens, as `cuda_ops.refined_clustered` reads it."""
+        if AUTO not in self.budgets().values():
+            return []
+        names = ("clusters", "topk", "key_clusters", "sample")
+        steps = [(least, self.budgets_at(least)) for least in GROWTH if least]
+        return [number for least, budgets in steps for number in (least, *(budgets[name] for name in names))]
 
     @property
     def hashes(self) -> bool:
@@ -71,7 +101,9 @@ class ClusterConfig:
     Args:
         method: "full", "clustered" (the paper's section 3.2), "improved-clustered" (section 3.3) or "refined-clustered"
             (ours: `cuda_ops.refined_clustered`).
-        clusters: C, groups of queries per head, 1 to 65536. A budget that is None takes the method's default.
+        clusters: C, groups of queries per head, 1 to 65536. A budget that is None takes the method's default. That of
+            "refined-clustered" for clusters, topk, key_clusters and sample is "auto": each text's own number of tokens
+            decides, by the steps of `bert_cluster.config.GROWTH`.
         topk: K, keys per cluster whose products are exact, at least 0; not for "clustered".
         key_clusters: M, groups of keys per head, 1 to 65536; like the next three for "refined-clustered" only.
         band: W, tokens on either side of a query whose products are exact, at least 0.
@@ -88,12 +120,12 @@ class ClusterConfig:
     """
 
     method: str = DEFAULT_METHOD
-    clusters: int | None = None
-    topk: int | None = None
-    key_clusters: int | None = None
+    clusters: int | Literal["auto"] | None = None
+    topk: int | Literal["auto"] | None = None
+    key_clusters: int | Literal["auto"] | None = None
     band: int | None = None
     rounds: int | None = None
-    sample: int | None = None
+    sample: int | Literal["auto"] | None = None
     bits: int | None = None
     iterations: int | None = None
     layers: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
@@ -111,6 +143,7 @@ class ClusterConfig:
                     f"{name}={getattr(self, name)} means nothing to the method {self.method!r}, which has "
                     f"{', '.join(METHODS[self.method]) or 'no budgets'}. Leave it out, or choose another method."
                 )
+        _refuse_auto("", self.method, {name: getattr(self, name) for name in METHODS[self.method]})
         for index in self.layers:
             self.for_layer(index)
 
@@ -118,10 +151,12 @@ class ClusterConfig:
         """The settings of layer `index` (from 0), with every default filled in."""
         own = self.layers.get(index, {})
         method = own.get("method", self.method)
-        values: dict[str, int] = {}
+        values: dict[str, Any] = {}
         for name, default in METHODS[method].items():
             value = own.get(name, getattr(self, name))
-            values[name] = default if value is None else value
+            fixed = value == AUTO and default != AUTO and name not in own  # another method's: common, but not for this
+            values[name] = default if value is None or fixed else value
+        _refuse_auto(f"layers[{index}] ", method, values)
         unused = [name for name in own if name in _all_budgets() and name not in METHODS[method]]
         if unused:
             raise ConfigError(
@@ -188,12 +223,22 @@ def _check_method(where: str, method: Any) -> None:
         raise ConfigError(f"{where} must be one of {', '.join(METHODS)}, got {method!r}.")
 
 
+def _refuse_auto(where: str, method: str, budgets: Mapping[str, Any]) -> None:
+    for name, value in budgets.items():
+        if value == AUTO and METHODS[method][name] != AUTO:
+            raise ConfigError(
+                f"{where}{name}='auto' goes by the text's length in refined-clustered only. "
+                f"Give {method} a whole number, or leave it out for {METHODS[method][name]}."
+            )
+
+
 def _check_budget(name: str, value: Any, *, optional: bool, where: str = "") -> None:
-    if value is None and optional:
+    if (value is None and optional) or (value == AUTO and name in GROWTH[0]):
         return
     least, greatest = LIMITS[name]
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= greatest:
-        raise ConfigError(f"{where}{name} must be a whole number from {least} to {greatest}, got {value!r}.")
+        auto = " or 'auto'" if name in GROWTH[0] else ""
+        raise ConfigError(f"{where}{name} must be a whole number from {least} to {greatest}{auto}, got {value!r}.")
 
 
 def _checked_layers(layers: Any) -> dict[int, dict[str, Any]]:

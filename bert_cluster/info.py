@@ -6,6 +6,7 @@ from torch import nn
 
 import cuda_ops
 from bert_cluster import dispatch
+from bert_cluster.config import Budget
 from bert_cluster.families import encoder_of
 
 
@@ -16,7 +17,7 @@ class LayerInfo:
     Attributes:
         name: dotted, within the transformers model.
         method: what it runs; "full" is exact attention through SDPA.
-        budgets: the method's budgets by name, and exact_below where it is not 0.
+        budgets: the method's budgets by name, "auto" where each text's length decides, and exact_below where it is not 0.
         backend: what the operators run on for this layer's device and dtype.
         calls: how often it ran "clustered", "exact" (full layers, masks that are no padding masks, calls that asked for
             attention weights) and on the "reference". Rows below exact_below are decided inside the operator and count
@@ -25,7 +26,7 @@ class LayerInfo:
 
     name: str
     method: str
-    budgets: dict[str, int]
+    budgets: dict[str, Budget]
     backend: str
     calls: dict[str, int]
 

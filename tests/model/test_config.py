@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import bert_cluster
 from bert_cluster import BertClusterError, ClusterConfig, ConfigError
 from bert_cluster.cli import main
-from bert_cluster.config import LIMITS, METHODS, LayerSettings
+from bert_cluster.config import GROWTH, LIMITS, METHODS, LayerSettings
 
 FULL_CONFIG = ClusterConfig(
     method="improved-clustered",
@@ -23,9 +25,35 @@ FULL_CONFIG = ClusterConfig(
 
 
 def test_our_defaults() -> None:
-    budgets = {"clusters": 25, "topk": 64, "key_clusters": 32, "band": 4, "rounds": 3, "sample": 256}
+    budgets: dict[str, Any] = dict.fromkeys(("clusters", "topk", "key_clusters", "sample"), "auto")
+    budgets |= {"band": 4, "rounds": 3}
     assert ClusterConfig().for_layer(0) == LayerSettings("refined-clustered", **budgets)
     assert ClusterConfig().for_layer(0).budgets() == budgets
+
+
+def test_automatic_budgets_go_by_the_length() -> None:
+    settings = ClusterConfig(topk=7).for_layer(0)
+    fixed = {"topk": 7, "band": 4, "rounds": 3}
+    for tokens in (0, 1, 511, 10**9, *GROWTH, *(least - 1 for least in GROWTH if least)):
+        step = max(least for least in GROWTH if least <= tokens)
+        assert settings.budgets_at(tokens) == GROWTH[step] | fixed
+    names = ("clusters", "topk", "key_clusters", "sample")
+    steps = [[least, *((grown | fixed)[name] for name in names)] for least, grown in GROWTH.items() if least]
+    assert settings.longer() == [number for step in steps for number in step]
+    assert list(GROWTH) == sorted(GROWTH) and min(GROWTH) == 0
+
+
+def test_given_budgets_do_not_grow() -> None:
+    settings = ClusterConfig(clusters=25, topk=64, key_clusters=32, sample=256).for_layer(0)
+    assert settings.longer() == [] and settings.budgets() == settings.budgets_at(10**9)
+    paper = ClusterConfig(method="improved-clustered").for_layer(0)
+    assert paper.longer() == [] and paper.budgets_at(4096)["clusters"] == 25
+
+
+def test_a_layer_may_fix_what_grows_elsewhere() -> None:
+    config = ClusterConfig(clusters="auto", layers={1: {"clusters": 3}, 2: {"method": "improved-clustered"}})
+    assert config.for_layer(0).clusters == "auto" and config.for_layer(1).clusters == 3
+    assert config.for_layer(2).clusters == 25, "a method without growth keeps its own default"
 
 
 def test_the_papers_defaults() -> None:
@@ -45,7 +73,9 @@ def test_a_layer_has_its_own_values_and_else_the_common_ones() -> None:
     assert FULL_CONFIG.for_layer(11).exact_below == 7
 
 
-@pytest.mark.parametrize("config", [ClusterConfig(), ClusterConfig(method="clustered", bits=5), FULL_CONFIG])
+@pytest.mark.parametrize(
+    "config", [ClusterConfig(), ClusterConfig(clusters="auto"), ClusterConfig(method="clustered", bits=5), FULL_CONFIG]
+)
 def test_to_json_and_back(config: ClusterConfig, tmp_path: Path) -> None:
     through = json.loads(json.dumps(config.to_dict()))
     assert ClusterConfig.from_dict(through) == config
@@ -91,7 +121,8 @@ def test_limits(name: str) -> None:
     assert getattr(of(name, least), name) == least
     assert getattr(of(name, greatest), name) == greatest
     for value in (least - 1, greatest + 1, 2.0, True, "3"):
-        message = f"{name} must be a whole number from {least} to {greatest}, got {value!r}"
+        auto = " or 'auto'" if name in GROWTH[0] else ""
+        message = f"{name} must be a whole number from {least} to {greatest}{auto}, got {value!r}"
         with pytest.raises(ConfigError, match=message) as caught:
             of(name, value)
         assert isinstance(caught.value, BertClusterError)
@@ -119,6 +150,16 @@ def test_the_kernels_limits() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"method": "linear"}, f"method must be one of {', '.join(METHODS)}, got 'linear'"),
     ({"method": None}, "method must be one of .* got None"),
+    (
+        {"method": "improved-clustered", "topk": "auto"},
+        r"topk='auto' goes by the text's length in refined-clustered only. Give improved-clustered a whole number, or leave "
+        "it out for 32",
+    ),
+    (
+        {"layers": {1: {"method": "clustered", "clusters": "auto"}}},
+        r"layers\[1\] clusters='auto' goes by the text's length in refined-clustered only",
+    ),
+    ({"band": "auto"}, "band must be a whole number from 0 to .*, got 'auto'"),
     ({"method": "full", "clusters": 3}, "clusters=3 means nothing to the method 'full', which has no budgets"),
     ({"method": "clustered", "topk": 3}, "topk=3 means nothing .* has clusters, bits, iterations. Leave it out"),
     ({"layers": [1]}, "layers must map a layer's index to its settings, got list"),
@@ -192,3 +233,15 @@ def test_command_info_of_a_bad_folder(
         (tmp_path / "config.json").write_text(text)
     assert main(["info", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_attention_takes_the_budgets_of_each_rows_length() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 1, 1031, 8, generator=generator)
+    mask = torch.arange(1031) < torch.tensor([[1031], [1023]])
+    together = bert_cluster.attention(q, k, v, mask)
+    for row, tokens in enumerate((1031, 1023)):
+        budgets: Any = ClusterConfig().for_layer(0).budgets_at(tokens)
+        one = [x[row : row + 1, :, :tokens] for x in (q, k, v)]
+        alone = bert_cluster.attention(*one, config=ClusterConfig(**budgets))
+        torch.testing.assert_close(together[row : row + 1, :, :tokens], alone, rtol=0, atol=1e-5)

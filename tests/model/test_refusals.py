@@ -103,7 +103,7 @@ SETTINGS = [
     ({"layers": {2: {"clusters": 3}}}, "layers names layer 2, and this BertModel has layers 0 to 1"),
     ({"layers": {0: {"method": "full"}, 1: {"method": "full"}}}, "leave every layer exact: there is nothing to patch"),
     ({"method": "full"}, "leave every layer exact"),
-    ({"clusters": 0}, "clusters must be a whole number from 1 to 65536, got 0"),
+    ({"clusters": 0}, "clusters must be a whole number from 1 to 65536 or 'auto', got 0"),
     ({"topk": -1}, "topk must be a whole number from 0"),
     ({"bits": 257}, "bits must be a whole number from 1 to 256, got 257"),
     ({"iterations": -1}, "iterations must be a whole number from 0"),
