@@ -23,7 +23,7 @@ MODELS = {
 }
 FULL, ROUNDED = "full", "full-bfloat16"
 SHORT = {"clusters": "C", "topk": "K", "key_clusters": "M", "sample": "S", "band": "W", "rounds": "rounds"}
-DEFAULTS = {"improved-clustered": {"clusters": 25, "topk": 32}}
+USUAL = {"band": 4, "rounds": 3}  # not worth a word in every row
 
 Row = Mapping[str, Any]
 
@@ -35,7 +35,8 @@ def label(name: str, budgets: Mapping[str, Any]) -> str:
     if name == ROUNDED:
         return "`full` in bfloat16"
     values = budgets[name]
-    numbers = ", ".join(f"{short}={values[field]}" for field, short in SHORT.items() if field in values)
+    told = {field: values[field] for field in SHORT if field in values and values[field] != USUAL.get(field)}
+    numbers = ", ".join(f"{SHORT[field]}={value}" for field, value in told.items())
     return f"`{values['method'].removesuffix('-clustered')}` {numbers}"
 
 
@@ -139,8 +140,9 @@ def caption(results: Row) -> str:
     """Commands, dates, machine."""
     runs = "; ".join(f"`{run['command']}` on {run['date']}" for run in results["runs"])
     shape, versions = results["shape"], results["versions"]
+    threads = f"{results['threads']} thread{'s' if results['threads'] > 1 else ''}"
     return (
-        f"{runs}: {results['machine']}, {results['threads']} threads, {shape['dtype']}, torch {versions['torch']}, operators "
+        f"{runs}: {results['machine']}, {threads}, {shape['dtype']}, torch {versions['torch']}, operators "
         f"{results['backend']}; B={shape['B']}, H={shape['H']}, D={shape['D']}, 6 layers; medians."
     )
 

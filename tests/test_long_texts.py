@@ -13,17 +13,11 @@ from tiny_models import tiny_bert
 from bert_cluster import ClusterConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-BUDGETS = {
+REFINED = {"method": "refined-clustered", "clusters": 100, "topk": 128, "key_clusters": 64, "sample": 512, "rounds": 3}
+BUDGETS: dict[str, Any] = {
     "full-bfloat16": {},
-    "100,128,64,512": {
-        "version": 1,
-        "method": "refined-clustered",
-        "clusters": 100,
-        "topk": 128,
-        "key_clusters": 64,
-        "sample": 512,
-    },
-    "paper": {"version": 1, "method": "improved-clustered", "clusters": 25, "topk": 32},
+    "100,128,64,512": {**REFINED, "band": 4},
+    "paper": {"method": "improved-clustered", "clusters": 25, "topk": 32, "bits": 63, "iterations": 10},
 }
 
 
@@ -88,6 +82,11 @@ def test_tables(script: Any) -> None:
     assert lines[-3].startswith("`python benchmarks/long_texts.py` on 2026-11-24: a processor, 2 threads")
 
 
+def test_what_is_unusual_is_told(script: Any) -> None:
+    budgets = {"wide": {**REFINED, "band": 9, "rounds": 2}}
+    assert script("long_texts_page").label("wide", budgets) == "`refined` C=100, K=128, M=64, S=512, W=9, rounds=2"
+
+
 def test_without_figures_the_page_says_so(script: Any) -> None:
     page = script("long_texts_page")
     begun = f"a\n{page.BEGIN}\nold\n{page.END}\nb"
@@ -150,7 +149,8 @@ def test_a_second_run_measures_what_is_missing(benchmark: Any, tmp_path: Path) -
     kept = json.loads(path.read_text(encoding="utf-8"))
     cell = kept["texts"]["model"]["512"]
     assert cell == {"texts": 3, "methods": {"full": {"error": 1}, "paper": {"error": 1}, "5,6,7,8": {"error": 2}}}
-    assert ClusterConfig.from_dict(kept["budgets"]["5,6,7,8"]) == other["5,6,7,8"]
+    assert ClusterConfig.from_dict(kept["budgets"]["5,6,7,8"]).for_layer(0) == other["5,6,7,8"].for_layer(0)
+    assert kept["budgets"]["5,6,7,8"]["band"] == 4
     with pytest.raises(
         SystemExit, match="was measured with asked .*'texts': 8.* now it is .*'texts': 9.* another --output"
     ):
