@@ -49,12 +49,12 @@ def measured() -> dict[str, Any]:
         "runs": [{"command": "python benchmarks/long_texts.py", "date": "2026-11-24"}],
         "budgets": BUDGETS,
         "layer": {
-            "8192": {"methods": {"full": layer_row(100), "paper": layer_row(2), "100,128,64,512": layer_row(10)}},
+            "16384": {"methods": {"full": layer_row(100), "paper": layer_row(2), "100,128,64,512": layer_row(10)}},
             "512": {"methods": {"full": layer_row(1), "paper": layer_row(0.5)}},
         },
         "texts": {
             "all-MiniLM-L6-v2": {
-                "8192": {"texts": 8, "methods": {**short, "100,128,64,512": text_row(0.05)}},
+                "16384": {"texts": 8, "methods": {**short, "100,128,64,512": text_row(0.05)}},
                 "512": {"texts": 8, "methods": short},
             }
         },
@@ -70,7 +70,7 @@ def test_the_page_is_what_was_measured(script: Any) -> None:
 
 def test_tables(script: Any) -> None:
     lines = script("long_texts_page").section(measured()).splitlines()
-    errors = lines.index("| attention | 512 | 8,192 |")
+    errors = lines.index("| attention | 512 | 16,384 |")
     assert lines[errors + 2 : errors + 5] == [
         "| `full` in bfloat16 | 0.008 (0.9999) | 0.008 (0.9999) |",
         "| `improved` C=25, K=32 | 0.400 (0.9960) | 0.400 (0.9960) |",
