@@ -9,22 +9,18 @@ where it must equal it (all keys exact); a wrong result is not timed. Then the o
 
 import argparse
 import json
-import platform
-import shlex
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import command, environment, summary, take_turns
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-import bert_cluster
-import cuda_ops
 from bert_cluster import ClusterConfig
 from bert_cluster.attention import run_layer
 from bert_cluster.planes import random_planes
@@ -59,28 +55,9 @@ def check(method: str) -> None:
 def measure(tokens: int, seconds: float) -> dict[str, Any]:
     """Times of all operators, in turns, for about so many seconds: at least three turns."""
     q, k, v = inputs(tokens)
-    runs: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {"sdpa": scaled_dot_product_attention}
-    runs |= {method: layer(method) for method in METHODS}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run(q, k, v)
-    end = time.perf_counter() + seconds
-    while len(times["sdpa"]) < 3 or (time.perf_counter() < end and len(times["sdpa"]) < 101):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run(q, k, v)
-            times[name].append(1000 * (time.perf_counter() - start))
-    median = {name: statistics.median(values) for name, values in times.items()}
-    return {
-        name: {
-            "median_ms": round(median[name], 3),
-            "least_ms": round(min(values), 3),
-            "most_ms": round(max(values), 3),
-            "turns": len(values),
-            "times_sdpa": round(median["sdpa"] / median[name], 2),
-        }
-        for name, values in times.items()
-    }
+    runs: dict[str, Callable[[], Tensor]] = {"sdpa": partial(scaled_dot_product_attention, q, k, v)}
+    runs |= {method: partial(layer(method), q, k, v) for method in METHODS}
+    return summary(take_turns(runs, seconds), "sdpa")
 
 
 def main() -> None:
@@ -92,16 +69,9 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     results: dict[str, Any] = {
-        "command": shlex.join(["python", *sys.argv]),
+        "command": command(),
         "date": date.today().isoformat(),
-        "machine": processor(),
-        "threads": options.threads,
-        "backend": cuda_ops.backend_for("cpu", torch.float32),
-        "versions": {
-            "torch": torch.__version__,
-            "bert-cluster": bert_cluster.__version__,
-            "python": platform.python_version(),
-        },
+        **environment(),
         "shape": {"B": 1, "H": HEADS, "D": HEAD_SIZE, "dtype": "float32"},
         "budgets": {method: ClusterConfig(method=method).for_layer(0).budgets() for method in METHODS},
         "tokens": {},
@@ -120,17 +90,6 @@ def main() -> None:
             print(f"{tokens:>7}  {row['sdpa']['median_ms']:>9.2f}{columns}", flush=True)
     if options.output:
         options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from bert_cluster.errors import (
 )
 from bert_cluster.info import LayerInfo, ModelInfo, info
 from bert_cluster.patching import patch, unpatch
+from bert_cluster.positions import extend_positions
 
 register()
 
@@ -28,6 +29,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "attention",
+    "extend_positions",
     "info",
     "patch",
     "unpatch",

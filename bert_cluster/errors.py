@@ -27,3 +27,7 @@ class ExactAttentionWarning(UserWarning):
 
 class AttentionDropoutWarning(UserWarning):
     """A patched layer trains without the attention dropout that its model asks for."""
+
+
+class ExtendedPositionsWarning(UserWarning):
+    """A model got positions that it was not trained on."""

@@ -21,6 +21,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/algorithm.md",
+    "docs/long-texts.md",
     "docs/results-schema.md",
     "examples/README.md",
 ]

@@ -1,0 +1,77 @@
+"""What every benchmark writes down of the machine, and how it takes times: all operators in turns."""
+
+import platform
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bert_cluster
+import cuda_ops
+
+
+def processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
+
+
+def environment() -> dict[str, Any]:
+    """Machine, threads, operators and versions: what times of one table must have in common."""
+    return {
+        "machine": processor(),
+        "threads": torch.get_num_threads(),
+        "backend": cuda_ops.backend_for("cpu", torch.float32),
+        "versions": {
+            "torch": torch.__version__,
+            "bert-cluster": bert_cluster.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def command() -> str:
+    """The command that runs, with absolute paths cut to their last part."""
+    words = [Path(word).name if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
+def take_turns(runs: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
+    """Milliseconds of every run, in turns, for about so many seconds: at least three turns after one that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for run in runs.values():
+        run()
+    end = time.perf_counter() + seconds
+    turns = 0
+    while turns < 3 or (time.perf_counter() < end and turns < 101):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            times[name].append(1000 * (time.perf_counter() - start))
+        turns += 1
+    return times
+
+
+def summary(times: Mapping[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
+    """Median, extremes, number of turns and the ratio to the baseline's median of each run."""
+    median = {name: statistics.median(values) for name, values in times.items()}
+    return {
+        name: {
+            "median_ms": round(median[name], 3),
+            "least_ms": round(min(values), 3),
+            "most_ms": round(max(values), 3),
+            "turns": len(values),
+            f"times_{baseline}": round(median[baseline] / median[name], 2),
+        }
+        for name, values in times.items()
+    }
