@@ -1,6 +1,7 @@
 """The command `bert-cluster`."""
 
 import argparse
+import errno
 import json
 import sys
 from pathlib import Path
@@ -21,6 +22,11 @@ def main(arguments: list[str] | None = None) -> int:
             print(describe(Path(options.folder)))
     except BertClusterError as error:
         print(f"bert-cluster: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        print(f"bert-cluster: {error}. What is measured is stored: the same command continues.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("bert-cluster: interrupted. The same command continues where it stopped.", file=sys.stderr)

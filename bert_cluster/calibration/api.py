@@ -22,7 +22,7 @@ from bert_cluster.calibration.texts import TOKENS_PER_BATCH, Part, Text, encode,
 from bert_cluster.calibration.timing import OWN_EXACT, Timings, machine_of, measure
 from bert_cluster.config import CONFIG_KEY, ClusterConfig, LayerSettings
 from bert_cluster.errors import CalibrationError
-from bert_cluster.families import encoder_of
+from bert_cluster.families import attention_modules, encoder_of
 from bert_cluster.lengths import longest_input
 
 DEFAULT_TARGETS = {"hidden": 0.05, "agreement": 0.99, "kl": 0.01}
@@ -115,6 +115,7 @@ def run(
     metrics.check_target(metric, goal)
     chosen_from = settings_of(candidates)
     encoder = encoder_of(model)
+    attention_modules(encoder)  # what cannot be patched is refused first
     limit = _token_limit(encoder, tokenizer, max_tokens)
     encoded = encode(tokenizer, texts, limit)
     with opened(model) as session:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from bert_cluster.calibration.api import DEFAULT_TARGETS, calibrate
 from bert_cluster.calibration.files import SUFFIXES, read_texts
@@ -58,7 +58,7 @@ def calibrate_saved(options: argparse.Namespace) -> None:
     if options.max_texts < 0:
         raise CalibrationError(f"--max_texts must be at least 0, got {options.max_texts}.")
     texts = read_texts(options.texts, options.text_column, options.second_text_column, options.max_texts or None)
-    model, tokenizer = load(options.model, options.dtype, options.device)
+    model, tokenizer = load(options.model, options.dtype, options.device, head=options.metric != "hidden")
     calibrate(
         model,
         tokenizer,
@@ -78,11 +78,11 @@ def calibrate_saved(options: argparse.Namespace) -> None:
     )
 
 
-def load(place: str, dtype: str, device: str) -> tuple[PreTrainedModel, Any]:
+def load(place: str, dtype: str, device: str, *, head: bool) -> tuple[Any, Any]:
     """Model, with the head that it was saved with, and tokenizer.
 
     Raises:
-        CalibrationError: nothing that can be loaded, or a PEFT adapter.
+        CalibrationError: nothing that can be loaded, a PEFT adapter, or missing weights where the head counts.
     """
     if (Path(place) / "adapter_config.json").exists():
         raise CalibrationError(
@@ -94,14 +94,18 @@ def load(place: str, dtype: str, device: str) -> tuple[PreTrainedModel, Any]:
         architectures = getattr(config, "architectures", None) or [""]
         kind = getattr(transformers, architectures[0], AutoModel)
         chosen = "auto" if dtype == "auto" else getattr(torch, dtype)
-        model: PreTrainedModel = kind.from_pretrained(place, dtype=chosen)
+        model, found = kind.from_pretrained(place, dtype=chosen, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(place)
-        return model.to(_device(device)), tokenizer
+        model.to(_device(device))
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, CalibrationError):
-            raise
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CalibrationError(f"{place} cannot be loaded: {first}") from error
+    if head and found["missing_keys"]:
+        raise CalibrationError(
+            f"{place} lacks the weights {', '.join(sorted(found['missing_keys']))}: outputs of a random head mean nothing. "
+            f"Give a model that was fine-tuned, or --metric hidden."
+        )
+    return model, tokenizer
 
 
 def _device(name: str) -> torch.device:

@@ -57,7 +57,12 @@ def result_of(
         timings=timings,
         model_seconds={"full": seconds[0], "chosen": seconds[1]},
         texts={**counts, "shortest": min(lengths), "longest": max(lengths)},
-        notes=(*_notes(decision, reached, lengths), *_timing_notes(timings), *notes),
+        notes=(
+            *_held_out_notes(metric, target, decision),
+            *_notes(decision, reached, lengths),
+            *_timing_notes(timings),
+            *notes,
+        ),
     )
 
 
@@ -81,6 +86,12 @@ def _held_out(metric: str, decision: Decision, seed: int) -> HeldOut | None:
     values = decision.held_out.values
     low, high = metrics.interval(metric, values, seed) or (None, None)
     return HeldOut(decision.held_out.value, low, high, len(values))
+
+
+def _held_out_notes(metric: str, target: float, decision: Decision) -> list[str]:
+    if decision.held_out is None or metrics.reaches(metric, decision.held_out.value, target):
+        return []
+    return ["The held-out texts miss the target by what the draw of so few texts explains. More texts tell it better."]
 
 
 def _notes(decision: Decision, reached: bool, lengths: Sequence[int]) -> list[str]:

@@ -42,12 +42,12 @@ class Timings:
     machine: Mapping[str, Any]
 
     def at(self, name: str, length: int) -> float:
-        """Seconds for a text of so many tokens: linear between measured lengths, in proportion outside of them."""
+        """Seconds for a text of so many tokens: between measured lengths as a power of the length, in proportion beyond."""
         points = sorted(self.seconds[name].items())
         lengths, values = [point[0] for point in points], [point[1] for point in points]
         if length > lengths[-1]:
             return values[-1] * length / lengths[-1]
-        return float(numpy.interp(length, lengths, values))
+        return float(numpy.exp(numpy.interp(math.log(length), numpy.log(lengths), numpy.log(values))))
 
     def crossover(self, settings: LayerSettings) -> int | None:
         """The length from which on these settings are faster than the operators' exact path.
@@ -63,8 +63,9 @@ class Timings:
         if slower[-1] == lengths[-1]:
             return None
         below, above = slower[-1], lengths[lengths.index(slower[-1]) + 1]
-        behind, ahead = ours[below] - exact[below], exact[above] - ours[above]
-        return min(above, below + max(1, math.ceil((above - below) * behind / (behind + ahead))))
+        behind, ahead = math.log(ours[below] / exact[below]), math.log(exact[above] / ours[above])
+        share = behind / (behind + ahead)
+        return min(above, max(below + 1, math.ceil(round(below * (above / below) ** share, 6))))
 
     def of_layer(self, settings: LayerSettings, lengths: Sequence[int]) -> float:
         """Seconds of one layer for texts of these lengths, those below exact_below on the exact path."""
