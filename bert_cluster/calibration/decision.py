@@ -86,7 +86,7 @@ def decide(
             notes.append("The held-out texts miss the target whatever was tried: every layer stays full.")
             break
         notes.append(
-            f"The first choice missed the target on the held-out texts ({reading.value:.4g}) by more than sampling explains; "
+            f"A choice missed the target on the held-out texts ({reading.value:.4g}) by more than sampling explains; "
             f"the search went on below it. The held-out texts are not unseen any more."
         )
     return _decision(found, full, judge, tried, held_out(full), notes)

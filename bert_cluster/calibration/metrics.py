@@ -117,6 +117,11 @@ def allowance_of(metric: str, target: float) -> float:
     return {"hidden": (SAFETY * target) ** 2, "kl": SAFETY * target, "agreement": math.inf}[metric]
 
 
+def error_of_cost(metric: str, cost: float) -> float | None:
+    """The metric that a total cost stands for, by the model of `compare`; None where it jumps."""
+    return {"hidden": math.sqrt(cost), "kl": cost}.get(metric)
+
+
 def overshoot(metric: str, value: float, target: float) -> float | None:
     """Measured cost over allowed cost; None where the metric does not tell."""
     if metric == "agreement":

@@ -25,8 +25,11 @@ def draw(result: "Calibration", path: Path) -> bool:
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
+    if result.predicted:
+        steps = [(point.time, point.error) for point in result.predicted]
+        axis.plot(*zip(*steps, strict=True), "-", color=GREY, linewidth=1, label="if errors of single layers added up")
     points = sorted((point.time, point.error) for point in result.curve if math.isfinite(point.error))
-    axis.plot([time for time, _ in points], [error for _, error in points], "o-", color=GREY, label="assignments tried")
+    axis.plot([time for time, _ in points], [error for _, error in points], "o", color=GREY, label="assignments run")
     axis.plot([1.0], [1.0 if result.metric == "agreement" else 0.0], "s", color="black", label="full attention")
     chosen = [point for point in result.curve if point.chosen]
     axis.plot([p.time for p in chosen], [p.error for p in chosen], "o", color=BLUE, markersize=11, label="chosen")

@@ -7,6 +7,7 @@ from bert_cluster.calibration.candidates import config_of
 from bert_cluster.calibration.decision import Decision
 from bert_cluster.calibration.planner import Setting
 from bert_cluster.calibration.result import Calibration, HeldOut, LayerChoice, Point
+from bert_cluster.calibration.search import front
 from bert_cluster.calibration.session import Session
 from bert_cluster.calibration.texts import Part
 from bert_cluster.calibration.timing import Timings
@@ -54,6 +55,7 @@ def result_of(
         held_out=_held_out(metric, decision, seed),
         layers=tuple(rows),
         curve=tuple(curve),
+        predicted=_predicted(metric, found, everything),
         timings=timings,
         model_seconds={"full": seconds[0], "chosen": seconds[1]},
         texts={**counts, "shortest": min(lengths), "longest": max(lengths)},
@@ -64,6 +66,15 @@ def result_of(
             *notes,
         ),
     )
+
+
+def _predicted(metric: str, found: Sequence[Sequence[Setting]], full_seconds: float) -> tuple[Point, ...]:
+    points = []
+    for each in front([[setting.option for setting in own] for own in found]):
+        error = metrics.error_of_cost(metric, each.cost)
+        if error is not None and full_seconds:
+            points.append(Point(error, each.seconds / full_seconds, False))
+    return tuple(points)
 
 
 def _row(layer: int | None, setting: Setting, full_seconds: float) -> LayerChoice:

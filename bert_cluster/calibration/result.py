@@ -40,7 +40,7 @@ class LayerChoice:
 
 @dataclass(frozen=True)
 class Point:
-    """One assignment that was run: the metric on the calibration texts, and attention seconds over those of full."""
+    """One assignment: the metric on the calibration texts, and attention seconds over those of full."""
 
     error: float
     time: float
@@ -69,6 +69,7 @@ class Calibration:
         held_out: on the texts that the search did not see; None with a single text.
         layers: the rows of the table.
         curve: every assignment that was run.
+        predicted: the best assignments for all targets, if the errors of single layers added up; none for "agreement".
         timings: the operators' seconds on this machine.
         model_seconds: measured forward passes of the whole model, "full" and "chosen".
         texts: how many, and their tokens: "calibration", "held_out", "shortest", "longest".
@@ -83,6 +84,7 @@ class Calibration:
     held_out: HeldOut | None
     layers: tuple[LayerChoice, ...]
     curve: tuple[Point, ...]
+    predicted: tuple[Point, ...]
     timings: Timings
     model_seconds: Mapping[str, float]
     texts: Mapping[str, int]
@@ -125,6 +127,7 @@ class Calibration:
             "held_out": None if self.held_out is None else asdict(self.held_out),
             "layers": [asdict(layer) for layer in self.layers],
             "curve": [asdict(point) for point in self.curve if math.isfinite(point.error)],
+            "predicted": [asdict(point) for point in self.predicted],
             "texts": dict(self.texts),
             "model_seconds": dict(self.model_seconds),
             "notes": list(self.notes),

@@ -68,6 +68,13 @@ def total(options: Sequence[Sequence[Option]], assignment: Assignment) -> Option
     return Option(sum(option.cost for option in taken), sum(option.seconds for option in taken))
 
 
+def front(options: Sequence[Sequence[Option]], points: int = 24) -> list[Option]:
+    """What the fastest assignments cost and take, from no cost to the fastest of all, at evenly spaced roots of the cost."""
+    highest = _highest(options)
+    allowances = [highest * (point / (points - 1)) ** 2 for point in range(points)]
+    return list(dict.fromkeys(total(options, cheapest(options, allowance)) for allowance in allowances))
+
+
 def search(
     options: Sequence[Sequence[Option]],
     allowance: float,
@@ -90,8 +97,7 @@ def search(
     Returns:
         None where even the assignment without any cost misses the target.
     """
-    highest = sum(max((option.cost for option in own if math.isfinite(option.cost)), default=0.0) for own in options)
-    highest = min(highest, limit)
+    highest = min(_highest(options), limit)
     allowance = min(allowance, highest)
     low, high = 0.0, math.inf
     best: Assignment | None = None
@@ -117,6 +123,10 @@ def search(
         nothing = cheapest(options, 0.0)
         return nothing if judge(nothing).reached else None
     return best
+
+
+def _highest(options: Sequence[Sequence[Option]]) -> float:
+    return sum(max((option.cost for option in own if math.isfinite(option.cost)), default=0.0) for own in options)
 
 
 def _next(low: float, high: float, tried: float, verdict: Verdict) -> float:

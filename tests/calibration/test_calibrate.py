@@ -103,6 +103,16 @@ def test_exact_below_is_the_crossover(
     assert result.config.exact_below == chosen and not result.config.layers
 
 
+def test_texts_below_the_crossover_have_no_error(
+    calibration: Callable[..., Calibration], tiny: Any, texts: list[str], fast: Any
+) -> None:
+    some, every = (calibration(tiny(), texts, target=0.9, timings=fast(exact=exact)) for exact in (0.02, 0.9))
+    assert some.texts["shortest"] < some.config.exact_below < some.texts["longest"]
+    assert 0 < some.error < 0.95 * every.error
+    alone = [(ours.error, theirs.error) for ours, theirs in zip(some.layers, every.layers, strict=True)]
+    assert all(ours and theirs and ours < 0.95 * theirs for ours, theirs in alone)
+
+
 def test_texts_too_short_to_cluster_run_exact(
     calibration: Callable[..., Calibration], tiny: Any, texts: list[str], fast: Any
 ) -> None:
@@ -313,3 +323,25 @@ def test_times_are_measured_where_none_are_given(
     assert set(measured["full"]) == {32, 64, 72} and set(measured["exact"]) >= {32, 64, 72}
     assert all(value > 0 for own in measured.values() for value in own.values())
     assert result.timings.machine["head_size"] == 8 and result.timings.machine["heads"] == 4
+
+
+def test_packages_around_a_model(
+    calibration: Callable[..., Calibration], tiny: Any, tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    packages = pytest.importorskip("sentence_transformers")
+    plain = calibration(tiny(), texts, target=0.02)
+    tiny().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    outer = packages.SentenceTransformer(str(tmp_path), device="cpu")
+    found = calibration(outer, texts, target=0.02)
+    assert found.config == plain.config and found.error == plain.error
+    assert not bert_cluster.info(outer).layers
+    bert_cluster.patch(outer, found.config)
+
+
+def test_adapters_are_part_of_the_model(calibration: Callable[..., Calibration], tiny: Any, texts: list[str]) -> None:
+    peft = pytest.importorskip("peft")
+    outer = peft.get_peft_model(tiny("classifier"), peft.LoraConfig(task_type="SEQ_CLS", init_lora_weights=False))
+    found = calibration(outer, texts, target=0.001, metric="kl")
+    assert found.reached and found.error <= 0.001
+    bert_cluster.patch(outer, found.config)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from transformers import T5Config, T5EncoderModel
 
-from bert_cluster import BertClusterError, CalibrationError, UnsupportedModelError, calibrate
+from bert_cluster import BertClusterError, CalibrationError, UnsupportedModelError, calibrate, patch
 from bert_cluster.calibration import Timings
 
 
@@ -84,3 +84,12 @@ def test_models_that_give_nan(
     model = tiny()
     model.encoder.layer[0].output.dense.bias.data[0] = float("nan")
     assert "gives NaN with full attention" in refused(model, texts, timings=fast(), candidates=candidates)
+
+
+def test_models_that_run_past_the_patch(
+    refused: Callable[..., str], tiny: Any, texts: list[str], fast: Any, candidates: Any
+) -> None:
+    model = patch(tiny())
+    model.config._attn_implementation = "sdpa"
+    told = refused(model, texts, timings=fast(), candidates=candidates)
+    assert "encoder.layer.0.attention.self was to run refined-clustered and ran not through bert_cluster" in told
