@@ -1,11 +1,13 @@
 """Clustered attention for pretrained Hugging Face encoders, in one call: `bert_cluster.patch(model)`."""
 
 from bert_cluster.attention import attention
+from bert_cluster.calibration.api import calibrate
 from bert_cluster.config import ClusterConfig
 from bert_cluster.dispatch import register
 from bert_cluster.errors import (
     AttentionWeightsError,
     BertClusterError,
+    CalibrationError,
     ConfigError,
     NotPatchedError,
     UnsupportedModelError,
@@ -21,6 +23,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttentionWeightsError",
     "BertClusterError",
+    "CalibrationError",
     "ClusterConfig",
     "ConfigError",
     "LayerInfo",
@@ -29,6 +32,7 @@ __all__ = [
     "UnsupportedModelError",
     "__version__",
     "attention",
+    "calibrate",
     "extend_positions",
     "info",
     "patch",

@@ -1,17 +1,41 @@
 """The command `bert-cluster`."""
 
 import argparse
+import errno
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from bert_cluster.calibration.command import add_calibrate, calibrate_saved
 from bert_cluster.config import CONFIG_KEY, METHODS, ClusterConfig
 from bert_cluster.errors import BertClusterError, ConfigError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
+    options = new_parser().parse_args(arguments)
+    try:
+        if options.command == "calibrate":
+            calibrate_saved(options)
+        else:
+            print(describe(Path(options.folder)))
+    except BertClusterError as error:
+        print(f"bert-cluster: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+            raise
+        print(f"bert-cluster: {error}. What is measured is stored: the same command continues.", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bert-cluster: interrupted. The same command continues where it stopped.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def new_parser() -> argparse.ArgumentParser:
+    """The parser of the command and its subcommands."""
     parser = argparse.ArgumentParser(prog="bert-cluster", description="Clustered attention for pretrained encoders.")
     commands = parser.add_subparsers(dest="command", required=True)
     info = commands.add_parser(
@@ -19,13 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         help="print the settings that a saved model carries, without loading its weights",
     )
     info.add_argument("folder", help="folder with a config.json")
-    options = parser.parse_args(arguments)
-    try:
-        print(describe(Path(options.folder)))
-    except BertClusterError as error:
-        print(f"bert-cluster: {error}", file=sys.stderr)
-        return 2
-    return 0
+    add_calibrate(commands)
+    return parser
 
 
 def describe(folder: Path) -> str:

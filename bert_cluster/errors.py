@@ -21,6 +21,10 @@ class AttentionWeightsError(BertClusterError, ValueError):
     """Attention weights were asked for where there are none to give."""
 
 
+class CalibrationError(BertClusterError, ValueError):
+    """Texts, a target or candidates that calibration cannot work with. The model is as it was."""
+
+
 class ExactAttentionWarning(UserWarning):
     """A call of a patched layer ran exact attention, because its mask is not a padding mask."""
 

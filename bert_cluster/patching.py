@@ -234,10 +234,11 @@ def _planes_of(each: AttentionModule, settings: LayerSettings) -> Any:
     if not settings.hashes:
         return None
     device = next(each.module.parameters()).device
-    return dispatch.planes_buffer(random_planes(settings.bits, _head_size(each), settings.seed)).to(device)
+    return dispatch.planes_buffer(random_planes(settings.bits, head_size(each), settings.seed)).to(device)
 
 
-def _head_size(each: AttentionModule) -> int:
+def head_size(each: AttentionModule) -> int:
+    """D of an attention module."""
     for name in ("head_dim", "attention_head_size", "dim_head"):
         size = getattr(each.module, name, None)
         if isinstance(size, int):

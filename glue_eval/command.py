@@ -5,13 +5,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from bert_cluster.evaluation import options as flags
-from bert_cluster.evaluation.checkpoints import Checkpoint, find_checkpoint, longest_input
+from bert_cluster.evaluation.checkpoints import Checkpoint, find_checkpoint
 from bert_cluster.evaluation.command import check_options, print_notes, run_command, write_results
 from bert_cluster.evaluation.compare import Question, compare
 from bert_cluster.evaluation.errors import CheckpointError, OptionError
 from bert_cluster.evaluation.methods import choose_methods
 from bert_cluster.evaluation.models import load_model
 from bert_cluster.evaluation.processes import Processes, join_processes
+from bert_cluster.lengths import longest_input
 from glue_eval.data import GlueData, load_file, load_hub
 from glue_eval.labels import LabelMap, map_labels
 from glue_eval.outcome import gather_results, predict, write_method

@@ -10,7 +10,7 @@ import numpy as np
 
 from bert_cluster.evaluation import options as flags
 from bert_cluster.evaluation.bootstrap import Difference, paired_differences
-from bert_cluster.evaluation.checkpoints import Checkpoint, find_checkpoint, longest_input
+from bert_cluster.evaluation.checkpoints import Checkpoint, find_checkpoint
 from bert_cluster.evaluation.command import (
     check_options,
     metrics_of,
@@ -27,6 +27,7 @@ from bert_cluster.evaluation.processes import Processes, join_processes
 from bert_cluster.evaluation.results import Agreement, MethodResult, Results, finite
 from bert_cluster.evaluation.runner import MethodRun
 from bert_cluster.evaluation.store import write_json
+from bert_cluster.lengths import longest_input
 from squad_eval.answers import Answers, choose_answers
 from squad_eval.data import SquadData, load_file, load_hub
 from squad_eval.scores import example_scores, squad_v1_scores, squad_v2_scores

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast
 
+import bert_cluster.cli
 import glue_eval.command
 import squad_eval.command
 
@@ -21,6 +22,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "docs/algorithm.md",
+    "docs/calibration.md",
     "docs/long-texts.md",
     "docs/results-schema.md",
     "examples/README.md",
@@ -107,6 +109,15 @@ def test_evaluation_commands_parse() -> None:
     assert {words[0] for words in found} == set(PARSERS)
     for name, *flags in found:
         PARSERS[name]().parse_args(flags)
+
+
+def test_calibration_commands_parse() -> None:
+    found = [
+        words for document in DOCUMENTS for words in commands(document) if words[:2] == ["bert-cluster", "calibrate"]
+    ]
+    assert found
+    for _, *flags in found:
+        bert_cluster.cli.new_parser().parse_args(flags)
 
 
 def test_make_targets_exist() -> None:

@@ -26,11 +26,6 @@ OUTPUT_LAYERS = (
     "qa_outputs.weight",
     "summary.weight",
 )
-# these families number positions from pad_token_id + 1, so their table is longer than their longest input
-POSITIONS_AFTER_PADDING = (
-    *("roberta", "xlm-roberta", "xlm-roberta-xl", "roberta-prelayernorm", "camembert", "data2vec-text", "xmod"),
-    *("markuplm", "esm", "mpnet", "longformer", "luke"),
-)
 
 
 @dataclass(frozen=True)
@@ -104,20 +99,6 @@ def find_checkpoint(options: argparse.Namespace, task_type: str) -> Checkpoint:
         fingerprint=_fingerprint(weights, revision, adapter, hub),
         hub=hub,
     )
-
-
-def longest_input(config: PretrainedConfig, tokenizer: Any, requested: int) -> int:
-    """The number of tokens to cut inputs to: `requested`, or what the model's position table holds.
-
-    A tokenizer's `model_max_length` counts only where the configuration has no position table: sentence-transformers
-    checkpoints put the length that they embed best there, which is far below what the model can read.
-    """
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return min(requested, int(tokenizer.model_max_length))
-    if config.model_type in POSITIONS_AFTER_PADDING:
-        positions -= int(config.pad_token_id or 0) + 1
-    return min(requested, positions)
 
 
 def _require_place(name: str, flag: str) -> None:

@@ -19,10 +19,11 @@ from transformers import (
 )
 
 from bert_cluster import ClusterConfig
-from bert_cluster.evaluation.checkpoints import find_checkpoint, longest_input
+from bert_cluster.evaluation.checkpoints import find_checkpoint
 from bert_cluster.evaluation.errors import CheckpointError, MissingPackageError
 from bert_cluster.evaluation.models import load_model
 from bert_cluster.evaluation.options import add_model_options, new_parser
+from bert_cluster.lengths import longest_input
 
 
 def parse(*arguments: str) -> argparse.Namespace:
