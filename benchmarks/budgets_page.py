@@ -24,7 +24,8 @@ DEFAULT = with_budgets(ClusterConfig())
 PAPER = with_budgets(ClusterConfig(method="improved-clustered"))
 LETTERS = {"clusters": "C", "topk": "K", "key_clusters": "M", "band": "W"}
 SHOWN = ("clusters", "topk", "key_clusters", "band", "rounds", "sample")
-TICKS = (0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5)
+TICKS = (0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)
+MARKERS = {"refined-clustered": ("#1f77b4", "o"), "improved-clustered": ("#8a8f98", "s")}
 NAMED = {"refined-clustered": "refined", "improved-clustered": "improved"}
 
 
@@ -112,8 +113,8 @@ def caption(results: dict[str, Any], front: int) -> str:
         f"`{results['command']}` on {results['date']}: {results['machine']}, {results['threads']} threads, "
         f"{shape['dtype']}, torch {results['versions']['torch']}, operators {results['operators']}.",
         f"{len(results['points'])} budgets, {front} of them on the front. Errors are means of {results['texts']} texts of "
-        f"{shape['N']} tokens; times are microseconds per token and head of the fused operator, medians of {results['turns']} "
-        f"turns, B={shape['B']}, H={shape['H']}, N={shape['N']}; PyTorch's attention takes "
+        f"{shape['N']} tokens; times are microseconds per token and head of the fused operator, medians of "
+        f"{results['passes']} passes of {results['turns']} turns, B={shape['B']}, H={shape['H']}, N={shape['N']}; PyTorch's attention takes "
         f"{exact_microseconds(results):.2f} (D=64) and {exact_microseconds(results, 32):.2f} (D=32).",
     ]
     if results["squad_questions"]:
@@ -126,36 +127,47 @@ def draw(results: dict[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    points = {point["name"]: point for point in results["points"]}
+    points = {point["name"]: (microseconds(point), point["error"]["mean"]) for point in results["points"]}
+    front = [points[name] for name in on_front(results["points"])]
+    exact = exact_microseconds(results)
     figure = Figure(figsize=(8, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    for method, colour, marker in (("refined-clustered", "#1f77b4", "o"), ("improved-clustered", "#8a8f98", "s")):
-        own = [(microseconds(one), one["error"]["mean"]) for one in points.values() if one["method"] == method]
+    for method, (colour, marker) in MARKERS.items():
+        own = [points[one["name"]] for one in results["points"] if one["method"] == method]
         if own:
-            axis.scatter(*zip(*own, strict=True), s=22, c=colour, marker=marker, alpha=0.65, linewidths=0, label=method)
-    front = [(microseconds(points[name]), points[name]["error"]["mean"]) for name in on_front(results["points"])]
-    axis.plot(*zip(*front, strict=True), color="#d95f02", linewidth=1.2, label="no budget is faster and more exact")
-    exact = exact_microseconds(results)
-    axis.axvline(exact, color="#333333", linestyle="--", linewidth=1, label=f"exact attention, SDPA: {exact:.2f} µs")
-    for config, text, place in ((DEFAULT, "the default", (12, 16)), (PAPER, "the paper's budget", (14, 10))):
-        point = points.get(label(config))
-        if point is not None:
-            position = (microseconds(point), point["error"]["mean"])
-            axis.scatter(*position, s=90, facecolors="none", edgecolors="black", linewidths=1.4, zorder=3)
-            words = f"{text}\n{label(config).split(' rounds')[0].split(' ', 1)[1]}"
-            arrow = {"arrowstyle": "-", "color": "black", "linewidth": 0.8}
-            axis.annotate(words, position, place, textcoords="offset points", fontsize=9, arrowprops=arrow)
+            axis.scatter(*zip(*own, strict=True), s=24, c=colour, marker=marker, alpha=0.6, linewidths=0, label=method)
+    axis.plot(*zip(*front, strict=True), color="#d95f02", linewidth=1.3, label="no budget is faster and more exact")
+    axis.axvline(exact, color="#333333", linestyle="--", linewidth=1, label=f"exact attention (SDPA): {exact:.2f} µs")
+    for config, text in ((DEFAULT, "the default"), (PAPER, "the paper's budget")):
+        if label(config) in points:
+            _name_point(axis, points[label(config)], f"{text}\n{label(config).split(' ', 1)[1].split(' rounds')[0]}")
     axis.set_yscale("log")
-    axis.set_xlim(left=0)
     axis.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+    axis.set_ylim(min(TICKS[0], 0.8 * front[-1][1]), TICKS[-1])
+    axis.set_xlim(0, max(1.3 * exact, *(1.05 * time for time, _ in points.values())))
     axis.minorticks_off()
     axis.grid(alpha=0.25)
     axis.set_xlabel("microseconds per token and head, one layer of 512 tokens, D=64")
     axis.set_ylabel("relative error of the last hidden state")
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="upper right")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
+
+
+def _name_point(axis: Any, position: tuple[float, float], text: str) -> None:
+    """A circle around a point, and a text beside it that covers what lies behind."""
+    axis.scatter(*position, s=90, facecolors="none", edgecolors="black", linewidths=1.4, zorder=4)
+    axis.annotate(
+        text,
+        position,
+        (26, 22),
+        textcoords="offset points",
+        fontsize=9,
+        zorder=5,
+        bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "#bbbbbb", "alpha": 0.9},
+        arrowprops={"arrowstyle": "-", "color": "black", "linewidth": 0.8, "shrinkB": 5},
+    )
 
 
 def updated(page: str, results: dict[str, Any] | None) -> str:

@@ -14,6 +14,7 @@ tools/train_adapter.py. An adapter that is nowhere is named as missing on the pa
 import argparse
 import json
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,6 +103,10 @@ def main() -> None:
     for one in missing:
         print(f"No adapter {one['task']}: left out. It is trained by: {one['command']}", flush=True)
     tasks = [run(cell, options) for cell in cells(options)]
+    if not tasks:
+        sys.exit(
+            f"There is no adapter of {', '.join(options.tasks)} in {options.shared / 'adapters'}: nothing to measure."
+        )
     results = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
@@ -201,6 +206,7 @@ def entry(cell: Cell, results: dict[str, Any], errors: dict[str, list[float]]) -
         "title": task["title"],
         "adapter": f"adapters/{cell.task}",
         "tokens": cell.tokens,
+        "dtype": results["model"]["dtype"],
         "data": cell.drawn,
         "examples": results["data"]["examples"],
         "inputs": results["batches"]["inputs"],
@@ -210,4 +216,4 @@ def entry(cell: Cell, results: dict[str, Any], errors: dict[str, list[float]]) -
 
 
 if __name__ == "__main__":
-    main()
+    measure.run(main)

@@ -112,6 +112,15 @@ def evaluate(module: str, flags: Sequence[str], threads: int) -> dict[str, Any]:
     return results
 
 
+def run(main: Callable[[], None]) -> None:
+    """Call `main`; an interruption is one line, with its usual exit status."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted. What is finished is kept: the same command goes on.", file=sys.stderr)
+        sys.exit(130)
+
+
 class Kept:
     """Finished measurements in one JSON file, beside the settings that they were made with.
 
@@ -142,4 +151,5 @@ class Kept:
         if name not in self.content["cells"]:
             self.content["cells"][name] = measure()
             write_json(self.path, self.content)
+            print(f"{self.path}: {name}", flush=True)
         return self.content["cells"][name]

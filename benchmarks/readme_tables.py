@@ -163,8 +163,9 @@ def fidelity_section(results: dict[str, Any] | None = None) -> str:
     )
     texts = max((one["texts"] for one in hidden_state_errors(results)), default=0)
     sentences = [
-        f"`{results['command']}` on {results['date']}: {results['machine']}, {results['threads']} threads, float32, torch "
-        f"{results['versions']['torch']}, operators {results['operators']}, batches of {results['batch_size']}.",
+        f"`{results['command']}` on {results['date']}: {results['machine']}, {results['threads']} threads, "
+        f"{results['tasks'][0]['dtype']}, torch {results['versions']['torch']}, operators {results['operators']}, "
+        f"batches of {results['batch_size']}.",
         f"{data}.",
         "The model is all-MiniLM-L6-v2 (6 layers, 12 heads of 32) with one adapter for each task; scores in points of 100, "
         "STS-B's answers as the mean absolute difference to those of full.",

@@ -31,7 +31,7 @@ def method(score: str, value: float, difference: tuple[float, float, float] | No
 def task(name: str, title: str, tokens: int, methods: dict[str, Any]) -> dict[str, Any]:
     """One task of fidelity.json."""
     shared = {"data": "all of the development set", "examples": 2000, "inputs": 2000, "mean_tokens": 165.4}
-    return {"task": name, "title": title, "tokens": tokens, **shared, "methods": methods}
+    return {"task": name, "title": title, "tokens": tokens, "dtype": "float32", **shared, "methods": methods}
 
 
 def fidelity() -> dict[str, Any]:
@@ -73,4 +73,4 @@ def budgets() -> dict[str, Any]:
         point(ClusterConfig(clusters=50, topk=128, key_clusters=64), 0.03, 0.8),
     ]
     shape = {"B": 1, "H": 12, "N": 512, "dtype": "float32"}
-    return {**HEAD, "shape": shape, "turns": 51, "texts": 6, "squad_questions": 1000, "points": points}
+    return {**HEAD, "shape": shape, "passes": 5, "turns": 21, "texts": 6, "squad_questions": 1000, "points": points}

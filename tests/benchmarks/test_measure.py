@@ -143,6 +143,7 @@ def test_an_entry_has_scores_in_points_with_the_tasks_own_first(tmp_path: Path) 
     }
     results = {
         "task": {"name": "x", "title": "X", "score_unit": "fraction", "primary_scores": ["f1"]},
+        "model": {"dtype": "float32"},
         "methods": {"full": {**one, "difference_to_full": None}, "refined-clustered": one},
         "data": {"examples": 3},
         "batches": {"inputs": 4, "tokens": 40},
