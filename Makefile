@@ -7,7 +7,10 @@ BIN := $(VENV)/bin
 # What the compiled operators and the installed metadata depend on; Python files are used where they lie.
 SOURCES := pyproject.toml setup.py $(wildcard build_support/*.py) $(shell find cuda_ops/csrc -type f)
 
-.PHONY: help install demo test lint format clean
+# Adapters and data that are too large for the repository: what `make table` and `make budgets` measure on.
+SHARED ?= ../shared
+
+.PHONY: help install demo table budgets test lint format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -16,6 +19,12 @@ install: $(VENV)/.installed-dev ## environment in .venv, the package with its op
 
 demo: $(VENV)/.installed-demo ## a real BERT on SQuAD and QNLI: exact attention and three clustered methods side by side
 	$(BIN)/python examples/demo.py
+
+table: $(VENV)/.installed-demo ## docs/fidelity.md: every adapter with every method; goes on after an interruption
+	$(BIN)/python benchmarks/fidelity.py --shared $(SHARED)
+
+budgets: $(VENV)/.installed-demo ## docs/budgets.md: error against time for many budgets; goes on after an interruption
+	$(BIN)/python benchmarks/budgets.py --shared $(SHARED) --squad 1000
 
 test: $(VENV)/.installed-dev ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope

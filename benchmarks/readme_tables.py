@@ -1,4 +1,4 @@
-"""The tables in README.md, made from the files that `make demo` and benchmarks/operators.py wrote.
+"""The tables in README.md, made from the files that `make demo`, `make table` and benchmarks/operators.py wrote.
 
     python benchmarks/readme_tables.py --take output/demo   # keep the demo's results and plot here, and write the table
     python benchmarks/readme_tables.py                      # write the tables again from what is kept
@@ -27,6 +27,18 @@ HEADER = (
     "same predictions as full",
     "seconds",
     "tokens/s",
+    "peak memory",
+)
+
+FIDELITY_HEADER = (
+    "task",
+    "tokens",
+    "attention",
+    "score",
+    "difference to full [95 %]",
+    "same predictions as full",
+    "hidden-state error",
+    "seconds",
     "peak memory",
 )
 
@@ -138,16 +150,87 @@ def operators_section() -> str:
     return "\n".join(lines)
 
 
+def fidelity_section(results: dict[str, Any] | None = None) -> str:
+    """Every adapter with every method, from the file of benchmarks/fidelity.py or from its content."""
+    results = results or json.loads((RESULTS / "fidelity.json").read_text(encoding="utf-8"))
+    lines = ["| " + " | ".join(FIDELITY_HEADER) + " |", "|---|---:|---|" + "---:|" * (len(FIDELITY_HEADER) - 3)]
+    for task in results["tasks"]:
+        for name, method in task["methods"].items():
+            lines.append("| " + " | ".join([task["title"], str(task["tokens"]), *fidelity_cells(name, method)]) + " |")
+    data = "; ".join(
+        f"{one['title']} at {one['tokens']}: {one['data']} ({one['examples']:,}), {one['mean_tokens']:.0f} tokens on average"
+        for one in results["tasks"]
+    )
+    texts = max((one["texts"] for one in hidden_state_errors(results)), default=0)
+    sentences = [
+        f"`{results['command']}` on {results['date']}: {results['machine']}, {results['threads']} threads, "
+        f"{results['tasks'][0]['dtype']}, torch {results['versions']['torch']}, operators {results['operators']}, "
+        f"batches of {results['batch_size']}.",
+        f"{data}.",
+        "The model is all-MiniLM-L6-v2 (6 layers, 12 heads of 32) with one adapter for each task; scores in points of 100, "
+        "STS-B's answers as the mean absolute difference to those of full.",
+        f"Brackets are paired bootstrap intervals; the error of the last hidden state is relative to full, the mean of {texts} "
+        "texts; seconds are forward passes only.",
+    ]
+    sentences += [f"Not measured, for want of an adapter: {one['task']}." for one in results["missing"]]
+    return "\n".join([*lines, "", " ".join(sentences)])
+
+
+def fidelity_cells(name: str, method: dict[str, Any]) -> list[str]:
+    """The cells of one method, without those of its task: its first primary score."""
+    score, values = next(iter(method["scores"].items()))
+    agreement, error, memory = method["agreement_with_full"], method["hidden_state_error"], method["peak_memory_bytes"]
+    return [
+        f"`{name}`",
+        f"{score.upper() if score == 'f1' else score} {values['value']:.1f}",
+        shown_difference(values["difference_to_full"]),
+        shown_agreement(agreement),
+        "–" if error is None else f"{error['mean']:.2g}",
+        f"{method['seconds']:.1f}",
+        "–" if memory is None else f"{memory / 2**20:,.0f} MiB",
+    ]
+
+
+def shown_difference(difference: dict[str, float] | None) -> str:
+    """A difference in points with its interval; two digits, because the small ones matter."""
+    if difference is None:
+        return "–"
+    # adding 0.0 turns a rounded -0.0 into 0.0
+    value, low, high = (round(difference[key], 2) + 0.0 for key in ("value", "low", "high"))
+    return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
+def shown_agreement(agreement: dict[str, Any] | None) -> str:
+    """A share in percent, or for a regression the mean absolute difference, marked as such."""
+    if agreement is None:
+        return "–"
+    if agreement["kind"] == "same predictions":
+        return f"{100 * agreement['value']:.1f} %"
+    return f"±{agreement['value']:.3f}"
+
+
+def hidden_state_errors(results: dict[str, Any]) -> list[dict[str, float]]:
+    """The errors of all methods of all tasks."""
+    methods = [method for task in results["tasks"] for method in task["methods"].values()]
+    return [method["hidden_state_error"] for method in methods if method["hidden_state_error"]]
+
+
+def between_marks(text: str, name: str, made: str) -> str:
+    """The text with what stands between the two marks of that name replaced."""
+    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        raise SystemExit(f"The document must have the lines {begin} and {end}. Put them where the table belongs.")
+    return f"{before}{begin}\n{made}\n{end}{after}"
+
+
 def updated(readme: str) -> str:
-    """The README's text with both sections made anew."""
-    for name, made in (("demo", section()), ("operators", operators_section())):
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        before, found_begin, rest = readme.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not (found_begin and found_end):
-            raise SystemExit(f"README.md must have the lines {begin} and {end}. Put them where the table belongs.")
-        readme = f"{before}{begin}\n{made}\n{end}{after}"
-    return readme
+    """The README's text with its sections made anew; that of `make table` where README.md has the marks for it."""
+    if "<!-- fidelity:begin -->" in readme:
+        readme = between_marks(readme, "fidelity", fidelity_section())
+    readme = between_marks(readme, "demo", section())
+    return between_marks(readme, "operators", operators_section())
 
 
 def main() -> None:

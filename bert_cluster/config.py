@@ -17,8 +17,8 @@ Budget = int | Literal["auto"]
 # What "auto" stands for: budgets of texts with at least so many tokens. docs/long-texts.md has the measurements.
 GROWTH: dict[int, dict[str, int]] = {
     0: {"clusters": 25, "topk": 64, "key_clusters": 32, "sample": 256},
-    1024: {"clusters": 64, "topk": 128, "key_clusters": 64, "sample": 512},
-    2048: {"clusters": 100, "topk": 128, "key_clusters": 64, "sample": 512},
+    768: {"clusters": 25, "topk": 128, "key_clusters": 64, "sample": 512},
+    1536: {"clusters": 25, "topk": 384, "key_clusters": 128, "sample": 1024},
 }
 
 # Method -> its budgets with their defaults. The paper's methods have those of the paper (section 4: C = 25, K = 32,

@@ -1,13 +1,15 @@
 """The documents are true: their Python runs, their commands parse, and what they link to or name exists."""
 
-import importlib.util
 import re
 import shlex
 import subprocess
 from pathlib import Path
 from types import ModuleType
 
+import budgets_page
+import fidelity_page
 import pytest
+import readme_tables
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForQuestionAnswering, PreTrainedTokenizerFast
@@ -24,6 +26,8 @@ DOCUMENTS = [
     "docs/algorithm.md",
     "docs/calibration.md",
     "docs/long-texts.md",
+    "docs/budgets.md",
+    "docs/fidelity.md",
     "docs/results-schema.md",
     "examples/README.md",
 ]
@@ -169,20 +173,18 @@ def test_links_resolve(document: str) -> None:
     assert not [link for link in local if not (folder / link.partition("#")[0]).exists()]
 
 
-def readme_tables() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "benchmarks" / "readme_tables.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_readme_table_is_what_the_demo_wrote() -> None:
-    assert readme_tables().updated(text_of("README.md")) == text_of("README.md")
+    assert readme_tables.updated(text_of("README.md")) == text_of("README.md")
+
+
+@pytest.mark.parametrize("page", [fidelity_page, budgets_page], ids=lambda page: page.NAME)
+def test_pages_are_what_the_results_say(page: ModuleType) -> None:
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.updated(text, page.kept_results()) == text
 
 
 def test_results_are_kept_without_machine_paths() -> None:
-    cut = readme_tables().without_machine_paths
+    cut = readme_tables.without_machine_paths
     assert cut({"name": "/somewhere/clone/examples/adapters/squad"}) == {"name": "examples/adapters/squad"}
     assert cut(["/env/lib/site-packages/package/model", "main", 3]) == ["package/model", "main", 3]
 

@@ -25,6 +25,8 @@ LADDER: tuple[Mapping[str, Any], ...] = (
     _refined(50, 64, 32, 256),
     _refined(50, 128, 64, 512),
     _refined(100, 128, 64, 512),
+    _refined(25, 256, 128, 1024),
+    _refined(25, 384, 128, 1024),
 )
 
 
@@ -85,7 +87,8 @@ def config_of(choice: Mapping[int, LayerSettings], *, shared: bool) -> ClusterCo
     method = Counter(each.method for each in clustered).most_common(1)[0][0]
     base = Counter(each for each in clustered if each.method == method).most_common(1)[0][0]
     layers = {} if shared else {index: _difference(each, base) for index, each in choice.items() if each != base}
-    return ClusterConfig(method=method, **base.budgets(), exact_below=base.exact_below, layers=layers, seed=base.seed)
+    budgets: dict[str, Any] = {**base.budgets()}
+    return ClusterConfig(method=method, **budgets, exact_below=base.exact_below, layers=layers, seed=base.seed)
 
 
 def _difference(settings: LayerSettings, base: LayerSettings) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from bert_cluster.calibration.metrics import DESCRIPTIONS
 from bert_cluster.calibration.progress import write_atomically
 from bert_cluster.calibration.timing import Timings
-from bert_cluster.config import ClusterConfig
+from bert_cluster.config import Budget, ClusterConfig
 
 SCHEMA_VERSION = 1
 CONFIG_FILE, RESULT_FILE, CURVE_FILE = "cluster_config.json", "calibration.json", "curve.png"
@@ -30,7 +30,7 @@ class LayerChoice:
 
     layer: int | None
     method: str
-    budgets: Mapping[str, int]
+    budgets: Mapping[str, Budget]
     exact_below: int
     error: float | None
     seconds: float

@@ -1,0 +1,86 @@
+"""The pages and the README's section are made from results files: what stands in them, and when an expectation holds."""
+
+from pathlib import Path
+
+import budgets_page
+import fidelity_page
+import fixtures
+import pytest
+import readme_tables
+
+
+def test_the_readme_section_has_a_row_for_each_method() -> None:
+    lines = readme_tables.fidelity_section(fixtures.fidelity()).splitlines()
+    assert sum(line.startswith("| SQuAD v1.1 | 384 |") for line in lines) == 2
+    assert "| SQuAD v1.1 | 384 | `full` | F1 64.0 | – | – | – | 12.3 | 600 MiB |" in lines
+    refined = (
+        "| SQuAD v1.1 | 384 | `refined-clustered` | F1 63.9 | -0.10 [-0.40, +0.20] | 98.5 % | 0.012 | 12.3 | 600 MiB |"
+    )
+    assert refined in lines
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert "Not measured, for want of an adapter: CoLA." in lines[-1]
+
+
+def test_the_readme_takes_the_section_where_it_has_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    marks = "<!-- demo:begin -->\n<!-- demo:end -->\n<!-- operators:begin -->\n<!-- operators:end -->\n"
+    monkeypatch.setattr(readme_tables, "fidelity_section", lambda: "the table")
+    assert "the table" not in readme_tables.updated(marks)
+    with_marks = readme_tables.updated(f"{marks}<!-- fidelity:begin -->\nold\n<!-- fidelity:end -->\n")
+    assert "<!-- fidelity:begin -->\nthe table\n<!-- fidelity:end -->" in with_marks
+    assert "old" not in with_marks
+
+
+def test_a_missing_mark_is_refused() -> None:
+    with pytest.raises(SystemExit, match="<!-- fidelity:begin -->"):
+        readme_tables.between_marks("no marks", "fidelity", "table")
+
+
+def test_differences_have_no_negative_zero() -> None:
+    assert readme_tables.shown_difference({"value": -1e-9, "low": -0.004, "high": 0.0}) == "+0.00 [+0.00, +0.00]"
+
+
+def test_expectations_hold_or_not_line_by_line() -> None:
+    squad, long, qnli = (fidelity_page.expectations(task) for task in fixtures.fidelity()["tasks"])
+    assert [holds for _, _, holds in squad] == [True, True]
+    assert [holds for _, _, holds in long] == [True]  # better than full, and no share of same answers is promised
+    assert [holds for _, _, holds in qnli] == [False, False]
+
+
+def test_a_regression_has_no_share_of_same_predictions() -> None:
+    task = fixtures.fidelity()["tasks"][2]
+    refined = task["methods"]["refined-clustered"]
+    refined["agreement_with_full"] = {"kind": "mean absolute difference", "value": 0.004}
+    assert len(fidelity_page.expectations(task)) == 1
+    assert readme_tables.fidelity_cells("refined-clustered", refined)[3] == "±0.004"
+
+
+def test_the_fidelity_page_names_what_is_missing() -> None:
+    section = fidelity_page.section(fixtures.fidelity())
+    assert section.count("| holds |") == 3 and section.count("| **does not hold** |") == 2
+    assert "train_adapter.py CoLA" in section
+    assert fidelity_page.section(None).startswith("Not measured yet")
+
+
+def test_the_front_keeps_what_no_other_point_beats() -> None:
+    points = fixtures.budgets()["points"]
+    front = budgets_page.on_front(points)
+    assert front == [points[1]["name"], points[0]["name"], points[3]["name"]]
+    twins = [points[0], {**points[0]}]
+    assert budgets_page.on_front(twins) == [points[0]["name"]]
+
+
+def test_the_budgets_page_marks_the_named_budgets() -> None:
+    lines = budgets_page.section(fixtures.budgets()).splitlines()
+    rows = [line for line in lines if line.startswith("| `")]
+    assert len(rows) == 3 and "**the paper's**" in rows[0] and "**the default**" in rows[1]
+    assert "| 98.8 % | 63.2 | +0.00 [-0.40, +0.30] | yes |" in rows[1]
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    without = fixtures.budgets()
+    for point in without["points"]:
+        point["squad"] = None
+    assert "same answers" not in budgets_page.section(without)
+
+
+def test_the_plot_is_drawn(tmp_path: Path) -> None:
+    budgets_page.draw(fixtures.budgets(), tmp_path / "budgets.png")
+    assert (tmp_path / "budgets.png").read_bytes().startswith(b"\x89PNG")
