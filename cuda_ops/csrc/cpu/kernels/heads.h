@@ -23,7 +23,6 @@ inline void scatter_values(const A* compact, const Valid& valid, int64_t N, A pa
 inline void write_top(const int32_t* top, int64_t found, const Valid& valid, int64_t K, int32_t* positions) {
   for (int64_t j = 0; j < K; ++j) positions[j] = j < found ? valid.position[top[j]] : -1;
 }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // All tokens valid: for operators whose decisions already leave the padding out.
 inline Valid every_token(int64_t N, Scratch& scratch) {

@@ -44,13 +44,21 @@ CUDA_OPS_INLINE vec<A> exponential(vec<A> x) {
   return p * scale_first * scale_second;
 }
 
+// Lane i + lane i + half of them, until one is left.
+template <class A, int width, int... lane>
+CUDA_OPS_INLINE A fold_lanes(vec<A> v) {
+  if constexpr (width == 0)
+    return v[0];
+  else
+    return fold_lanes<A, width / 2, lane...>(v + __builtin_shufflevector(v, v, (lane ^ width)...));
+}
 template <class A>
-inline A sum_lanes(vec<A> v) {
-  A lane[Vec<A>::lanes];
-  store(lane, v);
-  for (int width = Vec<A>::lanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  return lane[0];
+CUDA_OPS_INLINE A sum_lanes(vec<A> v) {
+  constexpr int count = Vec<A>::lanes;
+  if constexpr (count == 2) return fold_lanes<A, 1, 0, 1>(v);
+  if constexpr (count == 4) return fold_lanes<A, 2, 0, 1, 2, 3>(v);
+  if constexpr (count == 8) return fold_lanes<A, 4, 0, 1, 2, 3, 4, 5, 6, 7>(v);
+  if constexpr (count == 16) return fold_lanes<A, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>(v);
 }
 template <class A>
 inline A largest_lane(vec<A> v) {
@@ -60,6 +68,7 @@ inline A largest_lane(vec<A> v) {
   return lane[0];
 }
 
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
 template <class A>

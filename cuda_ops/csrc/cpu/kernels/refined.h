@@ -128,15 +128,16 @@ inline void refined_rows(const HeadForward& head, const Rows<A>& q, const Rows<A
   A* scores = take<A>(scratch, C * stride);
   panel_scores(means, C, k, n, D, scores, stride, scratch);
 
-  int32_t* top = take<int32_t>(scratch, C * K);
+  int32_t *top = take<int32_t>(scratch, C * K), *found = take<int32_t>(scratch, C);
   uint8_t* is_top = take<uint8_t>(scratch, C * n);
   clear(is_top, size_t(C * n));
   for (int64_t c = 0; c < C; ++c) {
     select_top(scores + c * stride, n, K, top + c * K, scratch);
+    found[c] = int32_t(K);
     for (int64_t j = 0; j < K; ++j) is_top[c * n + top[c * K + j]] = 1;
   }
   write_all_top(head, groups, top, K, scratch);
-  const Tails<A> tail = tails(k, v, n, key_groups, M, scores, stride, is_top, C, D, scratch);
+  const Tails<A> tail = tails(k, v, n, key_groups, M, key_cluster, scores, stride, {top, found, K}, C, D, scratch);
 
   const ScratchMark before = mark(scratch);
   for (int64_t c = 0; c < C; ++c, release(scratch, before)) {
@@ -182,11 +183,13 @@ void tail(const void* scores, const Slice& k, const Slice& v, const int32_t* key
   for (int64_t token = 0; token < s.N; ++token)
     if (key_clusters[token] >= 0 && key_clusters[token] < s.M) position[keys.n++] = int32_t(token);
   const int64_t stride = round_up(keys.n, Vec<A>::lanes);
-  const Groups groups = group_tokens(gather_valid(key_clusters, keys, scratch), keys.n, s.M, scratch);
-  const uint8_t* is_top = mark_top(top_keys, nullptr, s.C, s, keys.n, index_of_position(keys, s.N, scratch), take<int32_t>(scratch, s.C * s.K), take<int32_t>(scratch, s.C), scratch);
+  const int32_t* key_cluster = gather_valid(key_clusters, keys, scratch);
+  const Groups groups = group_tokens(key_cluster, keys.n, s.M, scratch);
+  int32_t *top = take<int32_t>(scratch, s.C * s.K), *found = take<int32_t>(scratch, s.C);
+  mark_top(top_keys, nullptr, s.C, s, keys.n, index_of_position(keys, s.N, scratch), top, found, scratch);
   const A* compact = gather_all_scores<A>(scores, keys, s, stride, scratch);
   const Tails<A> result =
-      tails(valid_rows<A>(k, keys, s.D, scratch), valid_rows<A>(v, keys, s.D, scratch), keys.n, groups, s.M, compact, stride, is_top, s.C, s.D, scratch);
+      tails(valid_rows<A>(k, keys, s.D, scratch), valid_rows<A>(v, keys, s.D, scratch), keys.n, groups, s.M, key_cluster, compact, stride, {top, found, s.K}, s.C, s.D, scratch);
   copy(log_mass, result.log_mass, size_t(s.C * s.M) * sizeof(A));
   copy(spread, result.spread, size_t(s.C * s.M) * sizeof(A));
   copy(tail_keys, result.keys, size_t(s.C * s.M * s.D) * sizeof(A));

@@ -109,12 +109,14 @@ inline void refined_cluster_backward(const ClusterView<A>& view, const int32_t* 
 
 // From the gradients of the cells to those of the scores (C, stride), keys and values.
 template <class A>
-inline void tail_backward(const Rows<A>& k, const Rows<A>& v, int64_t n, const Groups& groups, int64_t M, const A* scores, int64_t stride, const uint8_t* is_top,
-                          const Tails<A>& tail, const TailGradients<A>& grad, int64_t C, int64_t D, A* score_grad, KeyGradients<A> grads, Scratch& scratch) {
+inline void tail_backward(const Rows<A>& k, const Rows<A>& v, int64_t n, const Groups& groups, int64_t M, const int32_t* key_cluster, const A* scores, int64_t stride,
+                          const TopLists& top, const uint8_t* is_top, const Tails<A>& tail, const TailGradients<A>& grad, int64_t C, int64_t D, A* score_grad, KeyGradients<A> grads, Scratch& scratch) {
   const int64_t padded = round_up(n, Vec<A>::lanes);
   A *weights = take<A>(scratch, C * padded), *spreading = take<A>(scratch, C * padded), *largest = take<A>(scratch, M);
-  bool* filled = take<bool>(scratch, M);
-  for (int64_t c = 0; c < C; ++c) cell_weights(scores + c * stride, groups, n, M, is_top + c * n, weights + c * padded, largest, filled);
+  int64_t* tail_size = take<int64_t>(scratch, M);
+  const int32_t* rank = rank_in_groups(groups, n, M, scratch);
+  for (int64_t c = 0; c < C; ++c)
+    cell_weights(scores + c * stride, groups, M, rank, key_cluster, top.keys + c * top.stride, top.found[c], weights + c * padded, largest, tail_size);
   const ScratchMark before = mark(scratch);
   for (int64_t m = 0; m < M; ++m, release(scratch, before)) {
     const int64_t first = groups.first[m], count = groups.size(m), width = panel_count<A>(count) * PANEL<A>;
@@ -175,7 +177,7 @@ inline void refined_backward_rows(const HeadBackward& head, int64_t h, const Row
   panel_scores(means, C, k, n, D, scores, stride, scratch);
   int32_t *top = take<int32_t>(scratch, C * s.K), *tops = take<int32_t>(scratch, C);
   const uint8_t* is_top = mark_top(head.top_keys[h], cluster, C, s, n, index, top, tops, scratch);
-  const Tails<A> tail = tails(k, v, n, key_groups, M, scores, stride, is_top, C, D, scratch);
+  const Tails<A> tail = tails(k, v, n, key_groups, M, key_cluster, scores, stride, {top, tops, s.K}, C, D, scratch);
   const TailGradients<A> tail_grad{take<A>(scratch, C * M), take<A>(scratch, C * M), take<A>(scratch, C * M * D), take<A>(scratch, C * M * D)};
   const ScratchMark before = mark(scratch);
   for (int64_t c = 0; c < C; ++c, release(scratch, before)) {
@@ -187,7 +189,7 @@ inline void refined_backward_rows(const HeadBackward& head, int64_t h, const Row
     refined_cluster_backward(view, top + c * s.K, keys, q, k, v, g, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), scale, n, D, grad_q, grads, out,
                              scratch);
   }
-  tail_backward(k, v, n, key_groups, M, scores, stride, is_top, tail, tail_grad, C, D, score_grad, grads, scratch);
+  tail_backward(k, v, n, key_groups, M, key_cluster, scores, stride, {top, tops, s.K}, is_top, tail, tail_grad, C, D, score_grad, grads, scratch);
   weighted_sum(score_grad, stride, 1, C, k, n, D, true, mean_grad, D);
   weighted_sum(score_grad, 1, stride, n, Rows<A>{means, D, nullptr}, C, D, true, grads.k, D);
   mean_backward(groups, cluster, C, mean_grad, scale, D, grad_q);

@@ -122,6 +122,12 @@ struct Rows {
   const A* operator[](int64_t i) const { return base + (position ? int64_t(position[i]) : i) * stride; }
 };
 
+// The same rows without the first `skipped`.
+template <class A>
+inline Rows<A> rows_from(const Rows<A>& rows, int64_t skipped) {
+  return {rows.position ? rows.base : rows.base + skipped * rows.stride, rows.stride, rows.position ? rows.position + skipped : nullptr};
+}
+
 template <class A>
 inline Rows<A> valid_rows(const Slice& slice, const Valid& valid, int64_t D, Scratch& scratch) {
   if (slice.dtype == dtype_of<A>() && slice.element_stride == 1) return {static_cast<const A*>(slice.base), slice.token_stride, valid.position};

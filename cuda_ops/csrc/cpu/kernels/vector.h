@@ -52,18 +52,6 @@ template <class A>
 CUDA_OPS_INLINE void store(A* p, vec<A> v) {
   memcpy(p, &v, sizeof v);
 }
-// The first `count` lanes; the others are 0 and their memory is not touched.
-template <class A>
-inline vec<A> load_part(const A* p, int64_t count) {
-  vec<A> v{};
-  memcpy(&v, p, size_t(count) * sizeof(A));
-  return v;
-}
-template <class A>
-inline void store_part(A* p, vec<A> v, int64_t count) {
-  memcpy(p, &v, size_t(count) * sizeof(A));
-}
-
 #if defined(CUDA_OPS_AVX512)
 CUDA_OPS_INLINE vec<float> set(float x) { return (vec<float>)_mm512_set1_ps(x); }
 CUDA_OPS_INLINE vec<double> set(double x) { return (vec<double>)_mm512_set1_pd(x); }
@@ -71,6 +59,25 @@ CUDA_OPS_INLINE vec<float> fma(vec<float> a, vec<float> b, vec<float> c) { retur
 CUDA_OPS_INLINE vec<double> fma(vec<double> a, vec<double> b, vec<double> c) {
   return (vec<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
 }
+// The first `count` lanes; the others are `fill` and their memory is not touched.
+CUDA_OPS_INLINE vec<float> load_part(const float* p, int64_t count, float fill = 0) {
+  return (vec<float>)_mm512_mask_loadu_ps(_mm512_set1_ps(fill), __mmask16((1u << count) - 1), p);
+}
+CUDA_OPS_INLINE vec<double> load_part(const double* p, int64_t count, double fill = 0) {
+  return (vec<double>)_mm512_mask_loadu_pd(_mm512_set1_pd(fill), __mmask8((1u << count) - 1), p);
+}
+CUDA_OPS_INLINE void store_part(float* p, vec<float> v, int64_t count) { _mm512_mask_storeu_ps(p, __mmask16((1u << count) - 1), (__m512)v); }
+CUDA_OPS_INLINE void store_part(double* p, vec<double> v, int64_t count) { _mm512_mask_storeu_pd(p, __mmask8((1u << count) - 1), (__m512d)v); }
+// base[index[i]] in each lane.
+CUDA_OPS_INLINE vec<float> gather(const float* base, const int32_t* index) {
+  return (vec<float>)_mm512_mask_i32gather_ps(_mm512_setzero_ps(), 0xffff, _mm512_loadu_si512(index), base, 4);
+}
+CUDA_OPS_INLINE vec<double> gather(const double* base, const int32_t* index) {
+  return (vec<double>)_mm512_mask_i32gather_pd(_mm512_setzero_pd(), 0xff, _mm256_loadu_si256((const __m256i*)index), base, 8);
+}
+// One bit a lane: a >= b, signed.
+CUDA_OPS_INLINE uint32_t lanes_at_least(Vec<float>::integers a, Vec<float>::integers b) { return _mm512_cmpge_epi32_mask((__m512i)a, (__m512i)b); }
+CUDA_OPS_INLINE uint32_t lanes_at_least(Vec<double>::integers a, Vec<double>::integers b) { return _mm512_cmpge_epi64_mask((__m512i)a, (__m512i)b); }
 #elif defined(CUDA_OPS_AVX2)
 CUDA_OPS_INLINE vec<float> set(float x) { return (vec<float>)_mm256_set1_ps(x); }
 CUDA_OPS_INLINE vec<double> set(double x) { return (vec<double>)_mm256_set1_pd(x); }
@@ -78,11 +85,44 @@ CUDA_OPS_INLINE vec<float> fma(vec<float> a, vec<float> b, vec<float> c) { retur
 CUDA_OPS_INLINE vec<double> fma(vec<double> a, vec<double> b, vec<double> c) {
   return (vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 }
+CUDA_OPS_INLINE uint32_t lanes_at_least(Vec<float>::integers a, Vec<float>::integers b) {
+  return uint32_t(_mm256_movemask_ps((__m256)(a >= b)));
+}
+CUDA_OPS_INLINE uint32_t lanes_at_least(Vec<double>::integers a, Vec<double>::integers b) {
+  return uint32_t(_mm256_movemask_pd((__m256d)(a >= b)));
+}
 #else
 CUDA_OPS_INLINE vec<float> set(float x) { return vec<float>{x, x, x, x}; }
 CUDA_OPS_INLINE vec<double> set(double x) { return vec<double>{x, x}; }
 CUDA_OPS_INLINE vec<float> fma(vec<float> a, vec<float> b, vec<float> c) { return a * b + c; }
 CUDA_OPS_INLINE vec<double> fma(vec<double> a, vec<double> b, vec<double> c) { return a * b + c; }
+#endif
+
+#if !defined(CUDA_OPS_AVX512)
+template <class A>
+inline vec<A> load_part(const A* p, int64_t count, A fill = 0) {
+  vec<A> v = set(fill);
+  memcpy(&v, p, size_t(count) * sizeof(A));
+  return v;
+}
+template <class A>
+inline void store_part(A* p, vec<A> v, int64_t count) {
+  memcpy(p, &v, size_t(count) * sizeof(A));
+}
+template <class A>
+CUDA_OPS_INLINE vec<A> gather(const A* base, const int32_t* index) {
+  vec<A> v;
+  for (int i = 0; i < Vec<A>::lanes; ++i) v[i] = base[index[i]];
+  return v;
+}
+#if !defined(CUDA_OPS_AVX2)
+template <class I>
+CUDA_OPS_INLINE uint32_t lanes_at_least(I a, I b) {
+  uint32_t bits = 0;
+  for (unsigned i = 0; i < sizeof(a) / sizeof(a[0]); ++i) bits |= uint32_t(a[i] >= b[i]) << i;
+  return bits;
+}
+#endif
 #endif
 
 template <class V>
