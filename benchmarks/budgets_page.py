@@ -20,7 +20,7 @@ PLOT = ROOT / "docs" / "images" / "budgets.png"
 FILE = RESULTS / "budgets.json"
 NAME = "budgets"
 FULL = "full"
-DEFAULT = with_budgets(ClusterConfig())
+DEFAULT = ClusterConfig(**ClusterConfig().for_layer(0).budgets_at(512))  # type: ignore[arg-type]
 PAPER = with_budgets(ClusterConfig(method="improved-clustered"))
 LETTERS = {"clusters": "C", "topk": "K", "key_clusters": "M", "band": "W"}
 SHOWN = ("clusters", "topk", "key_clusters", "band", "rounds", "sample")

@@ -32,20 +32,19 @@ from bert_cluster.evaluation.methods import with_budgets
 from bert_cluster.evaluation.store import write_json
 
 OUTPUT = Path("benchmarks/results/long-texts.json")
-PAPER = "paper"
-# Budget -> the shortest text that it is for: the paper's (C = 25, K = 32), and refined ones as C,K,M,S (S: sample).
+PAPER, AUTO = "paper", "auto"
+# Budget -> the shortest text that it is for: the paper's (C = 25, K = 32), the default that grows with the text, and refined ones
+# as C,K,M,S (S: sample).
 BUDGETS = {
     PAPER: 0,
+    AUTO: 0,
     "25,64,32,256": 0,
-    "50,64,32,256": 0,
-    "64,64,64,256": 0,
-    "64,128,64,512": 0,
+    "25,128,64,512": 0,
     "25,256,128,1024": 0,
     "25,384,128,1024": 0,
     "25,512,64,1024": 0,
+    "64,128,64,512": 0,
     "100,128,64,512": 0,
-    "100,192,64,512": 0,
-    "128,128,128,512": 0,
     "150,192,96,1024": 0,
     "200,256,128,1024": 4096,
 }
@@ -53,14 +52,16 @@ FIELDS = ("clusters", "topk", "key_clusters", "sample", "band", "rounds")
 
 
 def settings(name: str) -> ClusterConfig | None:
-    """The settings of a budget: "paper", or C,K,M,S and, if given, W (band) and rounds, for the refined method."""
+    """The settings of a budget: "paper", "auto", or C,K,M,S and, if given, W (band) and rounds, for the refined method."""
     if name == ROUNDED:
         return None
     if name == PAPER:
         return ClusterConfig(method="improved-clustered", clusters=25, topk=32)
+    if name == AUTO:
+        return ClusterConfig()
     numbers = [int(number) for number in name.split(",")]
     if not 4 <= len(numbers) <= len(FIELDS):
-        raise argparse.ArgumentTypeError(f"A budget is {PAPER} or C,K,M,S[,W[,rounds]], got {name!r}.")
+        raise argparse.ArgumentTypeError(f"A budget is {PAPER}, {AUTO} or C,K,M,S[,W[,rounds]], got {name!r}.")
     return ClusterConfig(**dict(zip(FIELDS, numbers, strict=False)))  # type: ignore[arg-type]
 
 
@@ -68,7 +69,9 @@ def parse_budget(name: str) -> str:
     try:
         settings(name)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"A budget is {PAPER} or C,K,M,S[,W[,rounds]], got {name!r}.") from error
+        raise argparse.ArgumentTypeError(
+            f"A budget is {PAPER}, {AUTO} or C,K,M,S[,W[,rounds]], got {name!r}."
+        ) from error
     return name
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from operators import processor
+from machine import processor
 from readme_tables import without_machine_paths
 from torch import Tensor, nn
 

@@ -145,7 +145,7 @@ def operators_section() -> str:
         "",
         f"`{results['command']}` on {results['date']}: {results['machine']}, {results['threads']} threads, "
         f"{shape['dtype']}, torch {results['versions']['torch']}, operators {results['backend']}; one layer, "
-        f"B={shape['B']}, H={shape['H']}, D={shape['D']}, default budgets, medians.",
+        f"B={shape['B']}, H={shape['H']}, D={shape['D']}, medians.",
     ]
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from tiny_models import tiny_bert
 
 from bert_cluster import ClusterConfig
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 REFINED = {"method": "refined-clustered", "clusters": 100, "topk": 128, "key_clusters": 64, "sample": 512, "rounds": 3}
 BUDGETS: dict[str, Any] = {
     "full-bfloat16": {},
@@ -115,7 +115,7 @@ def test_budgets(benchmark: Any) -> None:
         clusters=5, topk=6, key_clusters=7, sample=8, band=9, rounds=2
     )
     for wrong in ("5,6,7", "five", "0,6,7,8", "1,2,3,4,5,6,7"):
-        with pytest.raises(argparse.ArgumentTypeError, match="A budget is paper or C,K,M,S"):
+        with pytest.raises(argparse.ArgumentTypeError, match="A budget is paper, auto or C,K,M,S"):
             benchmark.parse_budget(wrong)
     options = argparse.Namespace(budgets=None)
     assert "200,256,128,1024" in benchmark.budgets_for(options, 4096)
