@@ -146,6 +146,32 @@ inline A row_product(const A* a, const A* b, int64_t D) {
   return sum_lanes<A>(sum);
 }
 
+// out[r] = x . rows[r]: the bits of row_product, summed over the lanes for as many rows at a time as there are lanes.
+template <class A>
+inline void row_products(const A* x, const Rows<A>& rows, int64_t count, int64_t D, A* out) {
+  constexpr int L = Vec<A>::lanes;
+  for (int64_t first = 0; first < count; first += L) {
+    const int64_t here = smaller(count - first, L);
+    vec<A> sum[L];
+    for (int r = 0; r < L; ++r) sum[r] = set(A(0));
+    for (int64_t r = 0; r < here; ++r) {
+      const A* row = rows[first + r];
+      vec<A> own = set(A(0));
+      int64_t d = 0;
+      for (; d + L <= D; d += L) own = fma(load(x + d), load(row + d), own);
+      if (d < D) own = fma(load_part(x + d, D - d), load_part(row + d, D - d), own);
+      sum[r] = own;
+    }
+    transpose<A>(sum);
+    for (int width = L / 2; width > 0; width /= 2)
+      for (int r = 0; r < width; ++r) sum[r] = sum[r] + sum[r + width];
+    if (here == L)
+      store(out + first, sum[0]);
+    else
+      store_part(out + first, sum[0], here);
+  }
+}
+
 template <class A>
 inline void add_scaled(const A* row, A weight, int64_t D, A* out) {
   constexpr int L = Vec<A>::lanes;

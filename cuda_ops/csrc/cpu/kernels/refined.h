@@ -26,14 +26,23 @@ struct ClusterView {
 // Logits of the band of query i at distance -W … W: of the exact products and of what the tail already counted; both -inf where there is nothing to exchange.
 template <class A>
 inline void band_logits(const ClusterView<A>& view, const A* query, const A* virtual_logits, const Rows<A>& k, int64_t i, int64_t n, int64_t D, A* exact, A* counted) {
-  for (int64_t w = 0; w <= 2 * view.W; ++w) {
+  const int64_t first = i < view.W ? view.W - i : 0, last = smaller(2 * view.W + 1, n - i + view.W);
+  row_products(query, rows_from(k, i + first - view.W), last - first, D, exact + first);
+  for (int64_t w = first; w < last; ++w) {
     const int64_t j = i + w - view.W;
-    exact[w] = counted[w] = -infinity<A>();
-    if (j < 0 || j >= n || view.is_top[j]) continue;
+    if (view.is_top[j]) {
+      exact[w] = -infinity<A>();
+      continue;
+    }
     const int32_t m = view.key_cluster[j];
-    exact[w] = row_product(query, k[j], D);
     if (m >= 0 && m < view.M) counted[w] = view.scores[j] + (virtual_logits[m] - view.log_mass[m]);
   }
+}
+
+template <class A>
+CUDA_OPS_INLINE void prefetch_band(const ClusterView<A>& view, const Rows<A>& rows, int64_t i, int64_t n, int64_t D) {
+  const int64_t first = i < view.W ? 0 : i - view.W, last = smaller(i + view.W + 1, n);
+  if (view.W <= 8) prefetch_rows(rows, first, last - first, D);
 }
 
 template <class A>
@@ -68,9 +77,17 @@ inline void attend_refined(const ClusterView<A>& view, const Rows<A>& q, const R
   Weighed<A> weighed[QUERY_BLOCK];
   for (int64_t first = 0; first < count; first += QUERY_BLOCK) {
     const int64_t here = smaller(count - first, QUERY_BLOCK);
-    for (int64_t r = 0; r < here; ++r) scale_row(q[queries[first + r]], scale, D, scaled + r * D);
+    for (int64_t r = 0; r < here; ++r) {
+      scale_row(q[queries[first + r]], scale, D, scaled + r * D);
+      if (first + here + r < count) prefetch_rows(q, queries[first + here + r], 1, D);
+    }
     tile_scores(scaled, here, view.tile.panels, keys, D, logits, stride);
     for (int64_t r = 0; r < here; ++r) {
+      if (view.W) {
+        const int64_t i = queries[first + r], next = r + 1 < here ? queries[first + r + 1] : i;
+        prefetch_band(view, k, next, n, D);
+        prefetch_band(view, v, i, n, D);
+      }
       const A half = square_distance(scaled + r * D, view.mean, D) / 2;
       weighed[r] = weigh_query(view, scaled + r * D, half, k, queries[first + r], n, D, band, logits + r * stride, exact + r * band, counted + r * band);
     }
@@ -78,12 +95,14 @@ inline void attend_refined(const ClusterView<A>& view, const Rows<A>& q, const R
     for (int64_t r = 0; r < here; ++r) {
       const int64_t i = queries[first + r];
       A total = weighed[r].total;
-      for (int64_t w = 0; view.W && w <= 2 * view.W; ++w) {
-        const int64_t j = i + w - view.W;
-        if (j < 0 || j >= n || view.is_top[j]) continue;
-        const A weight = exact[r * band + w] - counted[r * band + w];
-        total += weight;
-        add_scaled(v[j], weight, D, out + r * D);
+      if (view.W) {
+        const int64_t begin = i < view.W ? view.W - i : 0, end = smaller(2 * view.W + 1, n - i + view.W);
+        A *near = exact + r * band, *tail = counted + r * band;
+        for (int64_t w = begin; w < end; ++w) {
+          near[w] -= tail[w];
+          total += near[w];
+        }
+        weighted_sum(near + begin, band, 1, 1, rows_from(v, i + begin - view.W), end - begin, D, true, out + r * D, D);
       }
       divide_row(out + r * D, total, D);
       write_row(head.out, head.valid.position[i], D, out + r * D);

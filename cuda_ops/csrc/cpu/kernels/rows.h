@@ -128,6 +128,16 @@ inline Rows<A> rows_from(const Rows<A>& rows, int64_t skipped) {
   return {rows.position ? rows.base : rows.base + skipped * rows.stride, rows.stride, rows.position ? rows.position + skipped : nullptr};
 }
 
+// Rows of a cluster lie scattered, so the processor does not see them coming.
+template <class A>
+CUDA_OPS_INLINE void prefetch_rows(const Rows<A>& rows, int64_t first, int64_t count, int64_t D) {
+  constexpr int64_t LINE = 64 / sizeof(A);
+  for (int64_t i = 0; i < count; ++i) {
+    const A* row = rows[first + i];
+    for (int64_t d = 0; d < D; d += LINE) __builtin_prefetch(row + d);
+  }
+}
+
 template <class A>
 inline Rows<A> valid_rows(const Slice& slice, const Valid& valid, int64_t D, Scratch& scratch) {
   if (slice.dtype == dtype_of<A>() && slice.element_stride == 1) return {static_cast<const A*>(slice.base), slice.token_stride, valid.position};
