@@ -43,6 +43,14 @@ def test_automatic_budgets_go_by_the_length() -> None:
     assert list(GROWTH) == sorted(GROWTH) and min(GROWTH) == 0
 
 
+def test_the_documented_steps_are_the_steps() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "long-texts.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith(("| below", "| 768 to", "| 1,536 and more"))]
+    documented = [[int(cell.replace(",", "")) for cell in row.split("|")[2:6]] for row in rows]
+    assert documented == [list(budgets.values()) for budgets in GROWTH.values()]
+    assert list(GROWTH) == [0, 768, 1536]
+
+
 def test_given_budgets_do_not_grow() -> None:
     settings = ClusterConfig(clusters=25, topk=64, key_clusters=32, sample=256).for_layer(0)
     assert settings.longer() == [] and settings.budgets() == settings.budgets_at(10**9)
