@@ -16,7 +16,7 @@ Budget = int | Literal["auto"]
 
 # What "auto" stands for: budgets of texts with at least so many tokens. docs/long-texts.md has the measurements.
 GROWTH: dict[int, dict[str, int]] = {
-    0: {"clusters": 25, "topk": 64, "key_clusters": 32, "sample": 256},
+    0: {"clusters": 25, "topk": 96, "key_clusters": 32, "sample": 256},
     768: {"clusters": 25, "topk": 128, "key_clusters": 64, "sample": 512},
     1536: {"clusters": 25, "topk": 384, "key_clusters": 128, "sample": 1024},
 }

@@ -143,7 +143,7 @@ def refined_clustered(
     v: Tensor,
     mask: Tensor | None = None,
     clusters: int = 25,
-    topk: int = 64,
+    topk: int = 96,
     key_clusters: int = 32,
     band: int = 4,
     rounds: int = 3,

@@ -103,7 +103,7 @@ def test_commands_are_written_without_machine_paths() -> None:
 def test_the_grid_has_every_budget_once() -> None:
     names = [budgets_page.label(config) for config in budgets.grid()]
     assert len(names) == len(set(names)) == 80 + 6 + 9
-    assert names[:2] == ["refined C=25 K=64 M=32 W=4 rounds=3 sample=256", "improved C=25 K=32"]
+    assert names[:2] == ["refined C=25 K=96 M=32 W=4 rounds=3 sample=256", "improved C=25 K=32"]
 
 
 def test_full_attention_is_shared_between_folders(tmp_path: Path) -> None:

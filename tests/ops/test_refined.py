@@ -77,7 +77,7 @@ def test_empty(B: int, H: int, N: int) -> None:
 
 def test_defaults() -> None:
     inputs = refined(B=1, H=1, N=89, D=11, mask=None)
-    spelled_out = inputs.changed(clusters=25, topk=64, key_clusters=32, band=4, rounds=3, sample=256, scale=11**-0.5)
+    spelled_out = inputs.changed(clusters=25, topk=96, key_clusters=32, band=4, rounds=3, sample=256, scale=11**-0.5)
     for name, one, other in zip(
         NAMES, cuda_ops.refined_clustered(inputs.q, inputs.k, inputs.v), spelled_out.run(), strict=True
     ):
