@@ -99,21 +99,20 @@ def compare_answers(
 
     Returns:
         stretches and mean_tokens; methods: by name same_answers (share of answers that are those of exact attention), f1 and
-        exact_match (percent), error of the last hidden states, median seconds.
+        exact_match (percent), error of the last hidden states.
     """
     windows = make_windows(examples, tokenizer, max_seq_length=positions, max_windows=1)
     methods = Methods(model, budgets)
     logits: dict[str, list[Tensor]] = {name: [] for name in methods.budgets}
-    seen: dict[str, list[tuple[float, float]]] = {name: [] for name in methods.budgets}
+    seen: dict[str, list[float]] = {name: [] for name in methods.budgets}
     for window in windows:
         exact = torch.empty(0)
         for name in methods.budgets:
-            states, seconds = methods.states(name, _inputs(window))
+            states, _ = methods.states(name, _inputs(window))
             exact = states if name == FULL else exact
             logits[name].append(model.qa_outputs(states)[0])
-            seen[name].append((relative_error(states, exact), seconds))
+            seen[name].append(relative_error(states, exact))
     answers = {name: _answers(examples, windows, rows) for name, rows in logits.items()}
-    typical = {name: median(seconds for _, seconds in rows) for name, rows in seen.items()}
     rows = {}
     for name, texts in answers.items():
         scores = squad_v1_scores(examples, texts)
@@ -121,9 +120,7 @@ def compare_answers(
             "same_answers": round(fmean(texts[key] == answers[FULL][key] for key in texts), 4),
             "f1": round(scores["f1"], 2),
             "exact_match": round(scores["exact_match"], 2),
-            "error": round(fmean(error for error, _ in seen[name]), 5),
-            "median_s": round(typical[name], 4),
-            "times_full": round(typical[FULL] / typical[name], 2),
+            "error": round(fmean(seen[name]), 5),
         }
     return {"stretches": len(windows), "mean_tokens": round(fmean(map(len, windows)), 1), "methods": rows}
 

@@ -1,12 +1,13 @@
 """What clustered attention costs and keeps on texts of 512 to 8,192 tokens, by budget, against exact attention.
 
-    python benchmarks/long_texts.py [--shared ../shared] [--part texts answers] [--output benchmarks/results/long-texts.json]
+    python benchmarks/long_texts.py [--shared ../shared] [--part texts answers calibrated] [--output benchmarks/results/long-texts.json]
 
 Part "texts": contracts (CUAD, ContractNLI), each cut to exactly N tokens, read by all-MiniLM-L6-v2 whose 512 positions are tiled, and
 by squad-long, the same model trained on 2,048 positions. For each budget: the error of the last hidden states, the cosine of the
 mean-pooled embedding, the seconds of the forward pass; and those of one attention layer alone on random inputs. The yardstick is the
 error that rounding alone makes: exact attention in bfloat16. Part "answers": SQuAD's questions, each asked of a long stretch of the
-article, read by squad-long: the share of answers that stay those of exact attention, F1, the error.
+article, read by squad-long: the share of answers that stay those of exact attention, F1, the error. Part "calibrated": what `calibrate`
+chooses for each layer on other contracts of the same length, and the same measures of the choice.
 
 The data is not in this repository: --shared is the folder that holds data/, adapters/ and tools/. First every operator is compared with
 exact attention where it must equal it; then all methods take turns. The file is written after each finished cell, and the same command
@@ -23,6 +24,7 @@ from typing import Any
 
 import long_inputs
 import torch
+from long_calibration import calibrate_and_compare
 from long_measures import HEAD_SIZE, HEADS, ROUNDED, Budgets, compare_answers, compare_texts, layer_times
 from machine import command, environment
 from torch.nn.functional import scaled_dot_product_attention
@@ -129,6 +131,19 @@ class Store:
         cell.update(found)
         for name, config in missing.items():
             self.data["budgets"][name] = {} if config is None else with_budgets(config).to_dict()
+        self.write()
+
+    def fill_calibrated(self, model: str, tokens: int, measure: Callable[[], dict[str, Any]]) -> None:
+        """Measure a calibration that is not there yet."""
+        cells = self.data.setdefault("calibrated", {}).setdefault(model, {})
+        if str(tokens) not in cells:
+            print(f"calibrated {model} {tokens}", flush=True)
+            cells[str(tokens)] = found = measure()
+            print(f"  {found.get('error', 0.0)}, {[layer['method'] for layer in found['layers']]}", flush=True)
+            self.write()
+
+    def write(self) -> None:
+        """The file, with this run among its commands."""
         if self.run not in self.data["runs"]:
             self.data["runs"].append(self.run)
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,7 +191,27 @@ def measure_answers(options: argparse.Namespace, store: Store) -> None:
         )
 
 
-PARTS = {"texts": measure_texts, "answers": measure_answers}
+def measure_calibrated(options: argparse.Namespace, store: Store) -> None:
+    """squad-long within its 2,048 trained positions, the sentence encoder with tiled ones beyond."""
+    contracts, tokenizer = long_inputs.documents(options.shared), long_inputs.tokenizer()
+    models = {
+        long_inputs.ANSWERS: long_inputs.question_answering(options.shared),
+        long_inputs.SENTENCES: long_inputs.sentence_encoder(max(options.calibrated_tokens)),
+    }
+    for tokens in options.calibrated_tokens:
+        name = next(name for name, model in models.items() if tokens <= model.config.max_position_embeddings)
+        texts = long_inputs.stretches_of_text(contracts, tokens, options.texts + options.known)
+        unknown, known = texts[: options.texts], texts[options.texts :]
+        store.fill_calibrated(
+            name,
+            tokens,
+            lambda model=models[name], known=known, unknown=unknown: calibrate_and_compare(
+                model, tokenizer, known, unknown, target=options.target
+            ),
+        )
+
+
+PARTS = {"texts": measure_texts, "answers": measure_answers, "calibrated": measure_calibrated}
 
 
 def main() -> None:
@@ -190,6 +225,9 @@ def main() -> None:
     parser.add_argument(
         "--stretch_tokens", type=int, nargs="+", default=[900, 1900], help="of the stretches of articles"
     )
+    parser.add_argument("--calibrated_tokens", type=int, nargs="+", default=[512, 1024, 2048, 4096])
+    parser.add_argument("--known", type=int, default=12, help="contracts of each length that calibration gets, at most")
+    parser.add_argument("--target", type=float, default=0.03, help="of calibration: error of the last hidden states")
     parser.add_argument(
         "--budgets", nargs="+", type=parse_budget, metavar="C,K,M,S", help=f"or {PAPER}; default: {' '.join(BUDGETS)}"
     )

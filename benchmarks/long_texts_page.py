@@ -99,7 +99,7 @@ def section(results: Row | None) -> str:
                 results, cells, lambda row: f"{row['median_s']:.2f} ({row['times_full']:.1f})", full=True, rounded=False
             ),
         ]
-    lines += [*answers_section(results), caption(results)]
+    lines += [*answers_section(results), *calibrated_section(results), caption(results)]
     if results["layer"] and results["texts"]:
         lines += ["", f"![Error against length and cost, by budget]({PLOT.relative_to(PAGE.parent)})"]
     return "\n".join(lines)
@@ -134,6 +134,42 @@ def answers_section(results: Row) -> list[str]:
                 lines.append(f"| {label(name, results['budgets'])} | {same} | {row['f1']:.1f} | {error} |")
         lines.append("")
     return lines
+
+
+def calibrated_section(results: Row) -> list[str]:
+    """What `calibrate` chose for each length, layer by layer, and what came of it."""
+    cells = [
+        (name, int(tokens), cells[tokens])
+        for name, cells in results.get("calibrated", {}).items()
+        for tokens in by_length(cells)
+    ]
+    if not cells:
+        return []
+    targets = sorted({cell["target"] for _, _, cell in cells})
+    lines = [
+        f"**With `calibrate` on top**, target {' or '.join(map(str, targets))} for the error of the last hidden states; calibrated on "
+        f"other contracts of the same length:",
+        "",
+        "| model | tokens | contracts for it | chosen for the layers, the first to the last | error on the contracts above | attention's time, of full "
+        "| the whole pass, times faster |",
+        "|---|---:|---:|---|---:|---:|---:|",
+    ]
+    for name, tokens, cell in cells:
+        chosen = "; ".join(_layer(layer) for layer in cell["layers"])
+        error, faster = (
+            f"{cell[key]:.{digits}f}" if key in cell else "–" for key, digits in (("error", 3), ("times_full", 1))
+        )
+        lines.append(
+            f"| {name} | {tokens:,} | {cell['texts']['known']} | {chosen} | {error} | {cell['attention']:.2f} | {faster} |"
+        )
+    return [*lines, ""]
+
+
+def _layer(layer: Row) -> str:
+    """A layer's budgets as short as a cell needs them."""
+    if layer["method"] == FULL or layer["error"] is None:
+        return "exact"
+    return label("it", {"it": {"method": layer["method"], **layer["budgets"]}})
 
 
 def caption(results: Row) -> str:

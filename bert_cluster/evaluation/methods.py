@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_cluster.config import METHODS, ClusterConfig
+from bert_cluster.config import AUTO, GROWTH, METHODS, ClusterConfig
 from bert_cluster.errors import BertClusterError
 from bert_cluster.evaluation.errors import OptionError
 from bert_cluster.evaluation.options import FULL, cluster_fields
@@ -23,8 +23,13 @@ class Method:
     origin: str  # where the settings come from: "defaults", "checkpoint", "file" or "flags"
 
     def settings(self) -> dict[str, Any]:
-        """What identifies this method's results in the output folder."""
-        return {"cluster_config": None if self.config is None else self.config.to_dict()}
+        """What identifies this method's results in the output folder: the settings, and what "auto" stands for in them."""
+        if self.config is None:
+            return {"cluster_config": None}
+        settings: dict[str, Any] = {"cluster_config": self.config.to_dict()}
+        if json.dumps(AUTO) in json.dumps(settings):  # in the settings of all layers or of one
+            settings["auto"] = {str(least): budgets for least, budgets in GROWTH.items()}
+        return settings
 
 
 def choose_methods(options: argparse.Namespace, stored: ClusterConfig | None) -> tuple[Method, ...]:

@@ -3,14 +3,18 @@
 import argparse
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import tiny_bert
+from transformers import BertTokenizer
 
 from bert_cluster import ClusterConfig
+from bert_cluster.calibration import Timings, run
+from bert_cluster.calibration.candidates import name_of, settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
 REFINED = {"method": "refined-clustered", "clusters": 100, "topk": 128, "key_clusters": 64, "sample": 512, "rounds": 3}
@@ -39,7 +43,7 @@ def layer_row(milliseconds: float) -> dict[str, Any]:
 def measured() -> dict[str, Any]:
     """What a finished run may look like: two lengths, one budget at the longer one only."""
     short = {"full": text_row(0.0), "full-bfloat16": text_row(0.008), "paper": text_row(0.4)}
-    answers = {"same_answers": 0.85, "f1": 12.5, "exact_match": 10.0, "error": 0.03, "median_s": 1.0, "times_full": 2.0}
+    answers = {"same_answers": 0.85, "f1": 12.5, "exact_match": 10.0, "error": 0.03}
     return {
         "machine": "a processor",
         "threads": 2,
@@ -59,7 +63,21 @@ def measured() -> dict[str, Any]:
             }
         },
         "answers": {"1900": {"stretches": 60, "mean_tokens": 1758.2, "methods": {"full": answers, "paper": answers}}},
+        "calibrated": {"squad-long": {"2048": calibrated_cell(), "512": {**NOTHING_TO_GAIN, "texts": {"known": 12}}}},
     }
+
+
+NOTHING_TO_GAIN = {"target": 0.03, "layers": [{"method": "full", "error": None, "budgets": {}}], "attention": 1.0}
+
+
+def calibrated_cell() -> dict[str, Any]:
+    budgets = {"clusters": 25, "topk": 64, "key_clusters": 32, "sample": 256, "band": 4, "rounds": 3}
+    layers = [
+        {"method": "full", "error": None, "budgets": {}},
+        {"method": "refined-clustered", "error": 0.01, "budgets": budgets},
+        {"method": "refined-clustered", "error": None, "budgets": budgets},
+    ]
+    return {"target": 0.03, "texts": {"known": 12}, "layers": layers, "attention": 0.25, **text_row(0.0286)}
 
 
 def test_the_page_is_what_was_measured(script: Any) -> None:
@@ -79,6 +97,8 @@ def test_tables(script: Any) -> None:
     assert "| `improved` C=25, K=32 | 0.5 (200.0) | 2.0 (50.0) |" in lines
     assert "| `improved` C=25, K=32 | 85 % | 12.5 | 0.030 |" in lines
     assert "60 questions, 1,758 tokens on average" in "\n".join(lines)
+    assert "| squad-long | 512 | 12 | exact | – | 1.00 | – |" in lines
+    assert "| squad-long | 2,048 | 12 | exact; `refined` C=25, K=64, M=32, S=256; exact | 0.029 | 0.25 | 3.0 |" in lines
     assert lines[-3].startswith("`python benchmarks/long_texts.py` on 2026-11-24: a processor, 2 threads")
 
 
@@ -155,6 +175,48 @@ def test_a_second_run_measures_what_is_missing(benchmark: Any, tmp_path: Path) -
         SystemExit, match="was measured with asked .*'texts': 8.* now it is .*'texts': 9.* another --output"
     ):
         store(benchmark, path, texts=9)
+
+
+def test_a_calibration_is_measured_once(benchmark: Any, tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    for _ in range(2):
+        store(benchmark, path).fill_calibrated("squad-long", 2048, calibrated_cell)
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    assert kept["calibrated"] == {"squad-long": {"2048": calibrated_cell()}}
+    assert [run["command"] for run in kept["runs"]] == [benchmark.command()]
+    store(benchmark, path).fill_calibrated("squad-long", 2048, lambda: pytest.fail("measured again"))
+
+
+def test_calibration_for_one_length(script: Any, benchmark: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The choice is measured on the texts that calibration did not get; where nothing is worth it, no error is claimed."""
+    measures = script("long_calibration")
+    words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(5, 60))]
+    tokenizer = BertTokenizer(vocab={word: index for index, word in enumerate(words)})
+    draw = torch.Generator().manual_seed(1)
+    texts = [
+        torch.cat([torch.tensor([2]), torch.randint(5, 60, (59,), generator=draw), torch.tensor([3])]) for _ in "12345"
+    ]
+    known, unknown = [text[None] for text in texts[:3]], [text[None] for text in texts[3:]]
+    budgets = {"method": "refined-clustered", "clusters": 9, "topk": 50, "key_clusters": 9}
+    for seconds, clustered in ((0.1, True), (2.0, False)):
+        lengths = (2, 61)
+        timings = Timings(
+            {
+                "full": {n: float(n * n) for n in lengths},
+                "exact": {n: float(n * n) for n in lengths},
+                name_of(settings_of([budgets])[0]): {n: seconds * n * n for n in lengths},
+            },
+            {"made": "by formula"},
+        )
+        monkeypatch.setattr(measures, "run", partial(run, candidates=[budgets], timings=timings))
+        model = tiny_bert()
+        with torch.inference_mode():
+            found = measures.calibrate_and_compare(model, tokenizer, known, unknown, target=0.5)
+        assert found["texts"] == {"known": 3, "unknown": 2} and found["target"] == 0.5
+        assert [layer["method"] != "full" for layer in found["layers"]] == [clustered] * model.config.num_hidden_layers
+        assert (found["attention"] == 0.1) == clustered and ("error" in found) == clustered
+        if clustered:
+            assert len(found["errors"]) == 2 and 0 < found["error"] < 0.5 and found["held_out"]["texts"] == 1
 
 
 def test_errors_of_a_model(script: Any, benchmark: Any) -> None:

@@ -339,6 +339,43 @@ def test_packages_around_a_model(
     bert_cluster.patch(outer, found.config)
 
 
+def test_cross_encoders_read_pairs(
+    calibration: Callable[..., Calibration], tiny: Any, tokenizer: Any, texts: list[str], tmp_path: Path
+) -> None:
+    packages = pytest.importorskip("sentence_transformers")
+    pairs = [(text[: len(text) // 3].strip(), text[len(text) // 3 :].strip()) for text in texts]
+    plain = calibration(tiny("classifier", num_labels=1), pairs, target=0.02)
+    tiny("classifier", num_labels=1).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    outer = packages.CrossEncoder(str(tmp_path), device="cpu")
+    found = calibration(outer, pairs, target=0.02)
+    assert found.reached and found.config == plain.config and found.error == plain.error
+    bert_cluster.patch(outer, found.config)
+
+
+def test_layers_with_a_sliding_window_are_no_choice(
+    tokenizer: Any, candidates: Any, fast: Any, texts: list[str]
+) -> None:
+    """They stay exact whatever the settings are: only the global layers are calibrated."""
+    from transformers import ModernBertConfig, ModernBertModel
+
+    torch.manual_seed(7)
+    sizes: dict[str, Any] = {"vocab_size": 60, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    special = {"pad_token_id": 1, "cls_token_id": 2, "bos_token_id": 2, "sep_token_id": 3, "eos_token_id": 3}
+    config = ModernBertConfig(
+        **sizes, **special, num_hidden_layers=4, global_attn_every_n_layers=3, local_attention=16, initializer_range=0.2
+    )
+    model = ModernBertModel(config).eval()
+    result = run(model, tokenizer, texts, target=0.2, candidates=candidates, timings=fast(), progress=False)
+    assert [layer.layer for layer in result.layers] == [0, 3]
+    assert result.reached and result.error <= 0.2
+    bert_cluster.patch(model, result.config)
+    model(**tokenizer(texts[-1], return_tensors="pt"))
+    clustered = [sum(layer.calls.values()) - layer.calls["exact"] for layer in bert_cluster.info(model).layers]
+    chosen = {each.layer for each in result.layers if each.method != "full"}
+    assert chosen and [bool(calls) for calls in clustered] == [layer in chosen for layer in range(4)]
+
+
 def test_adapters_are_part_of_the_model(calibration: Callable[..., Calibration], tiny: Any, texts: list[str]) -> None:
     peft = pytest.importorskip("peft")
     outer = peft.get_peft_model(tiny("classifier"), peft.LoraConfig(task_type="SEQ_CLS", init_lora_weights=False))

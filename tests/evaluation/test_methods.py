@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bert_cluster import ClusterConfig
-from bert_cluster.config import METHODS
+from bert_cluster.config import GROWTH, METHODS
 from bert_cluster.errors import BertClusterError
 from bert_cluster.evaluation.errors import OptionError
 from bert_cluster.evaluation.methods import choose_methods, with_budgets
@@ -81,6 +81,15 @@ def test_layers_come_as_json() -> None:
 def test_settings_are_json(tmp_path: Path) -> None:
     (method,) = choose_methods(parse("--attention", "clustered"), None)
     assert method.settings() == {"cluster_config": with_budgets(ClusterConfig(method="clustered")).to_dict()}
+
+
+@pytest.mark.parametrize(
+    "flags", [("--attention", "refined-clustered"), ("--clusters", "9", "--layers", '{"1": {"topk": "auto"}}')]
+)
+def test_settings_say_what_auto_stands_for(flags: tuple[str, ...]) -> None:
+    """Other steps are other results: an output folder of theirs must not go on with these."""
+    method = choose_methods(parse(*flags), None)[-1]
+    assert method.settings()["auto"] == {str(least): budgets for least, budgets in GROWTH.items()}
 
 
 def test_budgets_left_open_are_written_out() -> None:
