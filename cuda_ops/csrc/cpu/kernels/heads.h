@@ -135,7 +135,7 @@ void centroid_attention(const void* scores, int64_t score_stride, const Slice& v
     const int64_t count = valid_top(top_keys + c * s.K, s.K, s.N, index, top);
     total[c] = centroid_numerators(weights + c * stride, valid.n, top, count, mass + c, log_sum + c);
   }
-  weighted_sum(weights, stride, 1, s.C, values, valid.n, s.D, false, out, s.D);
+  sums_by_block(weights, stride, s.C, values, valid.n, s.D, out, s.D);
   for (int64_t c = 0; c < s.C; ++c) divide_row(out + c * s.D, total[c], s.D);
 }
 
@@ -175,7 +175,7 @@ inline void attend_all(const HeadForward& head, const Rows<A>& q, const Rows<A>&
   const int32_t* all = every_token(n, scratch).position;
   const KeyTile<A> tile = key_tile(k, v, all, n, s.D, scratch);
   attend(q, all, n, A(head.scale), tile, s.D, scratch, [&](int32_t i, A* row, A total, A largest) {
-    divide_row(row, total, s.D);
+    scale_row(row, A(1) / total, s.D, row);
     write_row(head.out, head.valid.position[i], s.D, row);
     log_mass[i] = largest + logarithm(total);
   });
@@ -229,7 +229,7 @@ inline void clustered_rows(const HeadForward& head, const Rows<A>& q, const Rows
     total[c] = centroid_numerators(weights + c * stride, n, top + c * K, K, mass + c, log_sum + c);
   }
   A* rest = take<A>(scratch, C * D);
-  weighted_sum(weights, stride, 1, C, v, n, D, false, rest, D);
+  sums_by_block(weights, stride, C, v, n, D, rest, D);
   for (int64_t c = 0; c < C; ++c) divide_row(rest + c * D, total[c], D);
 
   write_all_top(head, groups, top, K, scratch);

@@ -7,6 +7,7 @@ namespace {
 // The centroid nearest to each listed row: the largest x.c - |c|^2 / 2, the lowest centroid where several are (and where no score is a number).
 template <class A>
 inline void assign_rows(const Rows<A>& x, int64_t n, const A* centroids, int64_t C, int64_t D, int32_t* assignment, Scratch& scratch) {
+  constexpr int64_t L = Vec<A>::lanes;
   const ScratchMark before = mark(scratch);
   A *panel = take<A>(scratch, D * PANEL<A>), *scores = take<A>(scratch, C * PANEL<A>), *half_norm = take<A>(scratch, C);
   for (int64_t c = 0; c < C; ++c) {
@@ -18,20 +19,18 @@ inline void assign_rows(const Rows<A>& x, int64_t n, const A* centroids, int64_t
     const int64_t count = n - first < PANEL<A> ? n - first : PANEL<A>;
     pack_panel(x, first, count, D, panel);
     product(centroids, D, C, panel, D, scores, PANEL<A>);
-    A best[PANEL<A>];
-    int32_t cluster[PANEL<A>];
-    for (int64_t t = 0; t < PANEL<A>; ++t) {
-      best[t] = -infinity<A>();
-      cluster[t] = 0;
-    }
+    vec<A> best[2] = {set(-infinity<A>()), set(-infinity<A>())};
+    integers<A> nearest[2] = {};
     for (int64_t c = 0; c < C; ++c)
-      for (int64_t t = 0; t < PANEL<A>; ++t) {
-        const A score = scores[c * PANEL<A> + t] - half_norm[c];
-        const bool nearer = score > best[t];
-        best[t] = nearer ? score : best[t];
-        cluster[t] = nearer ? int32_t(c) : cluster[t];
+      for (int half = 0; half < 2; ++half) {
+        const vec<A> score = load(scores + c * PANEL<A> + half * L) - set(half_norm[c]);
+        const integers<A> nearer = score > best[half];
+        best[half] = nearer ? score : best[half];
+        nearest[half] = nearer ? integers<A>{} + integer<A>(c) : nearest[half];
       }
-    for (int64_t t = 0; t < count; ++t) assignment[first + t] = cluster[t];
+    integer<A> cluster[PANEL<A>];
+    memcpy(cluster, nearest, sizeof cluster);
+    for (int64_t t = 0; t < count; ++t) assignment[first + t] = int32_t(cluster[t]);
   }
   release(scratch, before);
 }

@@ -8,27 +8,23 @@ template <class A>
 struct Exponential;
 template <>
 struct Exponential<float> {
-  static constexpr int degree = 7, mantissa_bits = 23, exponent_bias = 127;
+  static constexpr int degree = 7;
   static constexpr float lowest = -104.0f, highest = 88.8f, log2_e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f, rounder = 12582912.0f;
 };
 template <>
 struct Exponential<double> {
-  static constexpr int degree = 13, mantissa_bits = 52, exponent_bias = 1023;
+  static constexpr int degree = 13;
   static constexpr double lowest = -746.0, highest = 709.8, log2_e = 1.4426950408889634, ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6,
                           rounder = 6755399441055744.0;
 };
 
-// e^x: x = m ln 2 + r with |r| <= ln 2 / 2, the Taylor polynomial of e^r, and 2^m in two factors so that subnormal results round once.
+// e^x: x = m ln 2 + r with |r| <= ln 2 / 2, the Taylor polynomial of e^r, times 2^m.
 // Within 2 ulp; e^-inf = 0; NaN stays NaN; above the largest finite result it saturates.
 template <class A>
 CUDA_OPS_INLINE vec<A> exponential(vec<A> x) {
   using E = Exponential<A>;
-  using integers = typename Vec<A>::integers;
-  x = x < set(E::lowest) ? set(E::lowest) : x;
-  x = x > set(E::highest) ? set(E::highest) : x;
-  const vec<A> shifted = fma(x, set(E::log2_e), set(E::rounder));
-  const vec<A> m = shifted - set(E::rounder);
-  const integers exponent = (integers)shifted - (integers)set(E::rounder);
+  x = lesser(set(E::highest), larger(set(E::lowest), x));
+  const vec<A> m = fma(x, set(E::log2_e), set(E::rounder)) - set(E::rounder);
   const vec<A> r = fma(m, set(-E::ln2_low), fma(m, set(-E::ln2_high), x));
   A coefficient = A(1);
   A factorial[E::degree + 1];
@@ -38,34 +34,32 @@ CUDA_OPS_INLINE vec<A> exponential(vec<A> x) {
   }
   vec<A> p = set(factorial[E::degree]);
   for (int i = E::degree - 1; i >= 0; --i) p = fma(p, r, set(factorial[i]));
-  const integers first = exponent >> 1, second = exponent - first;
-  const vec<A> scale_first = (vec<A>)((first + E::exponent_bias) << E::mantissa_bits);
-  const vec<A> scale_second = (vec<A>)((second + E::exponent_bias) << E::mantissa_bits);
-  return p * scale_first * scale_second;
+  return times_power(p, m);
 }
 
-// Lane i + lane i + half of them, until one is left.
-template <class A, int width, int... lane>
-CUDA_OPS_INLINE A fold_lanes(vec<A> v) {
+// Joins lane i with lane i + half of them, until one is left.
+template <class A, int width, int... lane, class Join>
+CUDA_OPS_INLINE A fold_lanes(vec<A> v, const Join& join) {
   if constexpr (width == 0)
     return v[0];
   else
-    return fold_lanes<A, width / 2, lane...>(v + __builtin_shufflevector(v, v, (lane ^ width)...));
+    return fold_lanes<A, width / 2, lane...>(join(v, __builtin_shufflevector(v, v, (lane ^ width)...)), join);
+}
+template <class A, class Join>
+CUDA_OPS_INLINE A join_lanes(vec<A> v, const Join& join) {
+  constexpr int count = Vec<A>::lanes;
+  if constexpr (count == 2) return fold_lanes<A, 1, 0, 1>(v, join);
+  if constexpr (count == 4) return fold_lanes<A, 2, 0, 1, 2, 3>(v, join);
+  if constexpr (count == 8) return fold_lanes<A, 4, 0, 1, 2, 3, 4, 5, 6, 7>(v, join);
+  if constexpr (count == 16) return fold_lanes<A, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>(v, join);
 }
 template <class A>
 CUDA_OPS_INLINE A sum_lanes(vec<A> v) {
-  constexpr int count = Vec<A>::lanes;
-  if constexpr (count == 2) return fold_lanes<A, 1, 0, 1>(v);
-  if constexpr (count == 4) return fold_lanes<A, 2, 0, 1, 2, 3>(v);
-  if constexpr (count == 8) return fold_lanes<A, 4, 0, 1, 2, 3, 4, 5, 6, 7>(v);
-  if constexpr (count == 16) return fold_lanes<A, 8, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>(v);
+  return join_lanes<A>(v, [](vec<A> a, vec<A> b) { return a + b; });
 }
 template <class A>
-inline A largest_lane(vec<A> v) {
-  A lane[Vec<A>::lanes];
-  store(lane, v);
-  for (int i = 1; i < Vec<A>::lanes; ++i) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
-  return lane[0];
+CUDA_OPS_INLINE A largest_lane(vec<A> v) {
+  return join_lanes<A>(v, [](vec<A> a, vec<A> b) { return larger(a, b); });
 }
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -135,6 +135,18 @@ inline void weighted_sum(const A* weights, int64_t weight_stride, int64_t weight
   }
 }
 
+// Rows at a time that stay in the nearest cache while all sums take their share of them.
+constexpr int64_t ROW_BLOCK = 48;
+
+// weighted_sum over many rows for `count` sums: every row comes from memory once.
+template <class A>
+inline void sums_by_block(const A* weights, int64_t weight_stride, int64_t count, const Rows<A>& rows, int64_t n, int64_t D, A* out, int64_t out_stride) {
+  if (!n)
+    for (int64_t r = 0; r < count; ++r) clear(out + r * out_stride, size_t(D) * sizeof(A));
+  for (int64_t i = 0; i < n; i += ROW_BLOCK)
+    weighted_sum(weights + i, weight_stride, 1, count, rows_from(rows, i), smaller(n - i, ROW_BLOCK), D, i > 0, out, out_stride);
+}
+
 // a . b in the order of vectors, then of lanes.
 template <class A>
 inline A row_product(const A* a, const A* b, int64_t D) {

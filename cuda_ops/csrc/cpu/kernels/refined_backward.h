@@ -25,21 +25,22 @@ struct ClusterGradients {
 
 // The weights of one query over its tile and band, divided by its total mass, in place of its logits.
 template <class A>
-inline void normalised_weights(const ClusterView<A>& view, const A* x, A half, const Rows<A>& k, int64_t i, int64_t n, int64_t D, int64_t band, A* row, A* near, A* tail) {
-  A total = weigh_query(view, x, half, k, i, n, D, band, row, near, tail).total;
-  for (int64_t w = 0; w < 2 * view.W + 1; ++w) total += near[w] - tail[w];
-  divide_row(row, total, view.tile.count);
-  divide_row(near, total, band);
-  divide_row(tail, total, band);
+inline void normalised_weights(const ClusterView<A>& view, A half, int64_t i, A* row, A* near, A* tail) {
+  const int64_t width = view.band.width;
+  A total = weigh_query(view, half, i, row, near, tail).total;
+  for (int64_t w = 0; w < width; ++w) total += near[w] - tail[w];
+  divide_row(row, total, view.columns());
+  divide_row(near, total, width);
+  divide_row(tail, total, width);
 }
 
 template <class A>
-inline void refined_cluster_backward(const ClusterView<A>& view, const int32_t* top, const A* tile_keys, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v,
-                                     const Rows<A>& g, const int32_t* queries, int64_t count, A scale, int64_t n, int64_t D, A* grad_q, KeyGradients<A> grads,
+inline void refined_cluster_backward(const ClusterView<A>& view, const int32_t* top, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, const Rows<A>& g,
+                                     const int32_t* queries, int64_t count, A scale, int64_t n, int64_t D, A* grad_q, KeyGradients<A> grads,
                                      ClusterGradients<A> out, Scratch& scratch) {
-  const int64_t K = view.K, M = view.M, keys = view.tile.count, stride = panel_count<A>(keys) * PANEL<A>, width = 2 * view.W + 1,
+  const int64_t K = view.exact.count, M = view.cells.count, first_cell = view.first_cell(), stride = view.stride(), W = view.band.W, width = view.band.width,
                 band = round_up(width, Vec<A>::lanes);
-  const A* value_panels = pack_panels(view.tile.values, keys, D, scratch);
+  const A *exact_values = pack_panels(view.exact.values, K, D, scratch), *cell_values = pack_panels(view.cells.values, M, D, scratch);
   A *x = take<A>(scratch, QUERY_BLOCK * D), *delta = take<A>(scratch, QUERY_BLOCK * D), *grad = take<A>(scratch, QUERY_BLOCK * D);
   A *x_grad = take<A>(scratch, QUERY_BLOCK * D), *delta_grad = take<A>(scratch, QUERY_BLOCK * D);
   A *weights = take<A>(scratch, QUERY_BLOCK * stride), *along = take<A>(scratch, QUERY_BLOCK * stride);
@@ -57,44 +58,45 @@ inline void refined_cluster_backward(const ClusterView<A>& view, const int32_t* 
       copy(grad + r * D, g[queries[first + r]], size_t(D) * sizeof(A));
     }
     clear(x_grad, size_t(here * D) * sizeof(A));
-    tile_scores(x, here, view.tile.panels, keys, D, weights, stride);
-    tile_scores(grad, here, value_panels, keys, D, along, stride);
+    both_scores(view, x, here, view.exact.panels, view.cells.panels, D, weights);
+    both_scores(view, grad, here, exact_values, cell_values, D, along);
     for (int64_t r = 0; r < here; ++r) {
       const int64_t i = queries[first + r];
       A *p = weights + r * stride, *dp = along + r * stride, *b = near + r * band, *t = tail + r * band;
       const A half = square_distance(x + r * D, view.mean, D) / 2;
-      normalised_weights(view, x + r * D, half, k, i, n, D, band, p, b, t);
-      A output = dot(p, dp, keys);  // G.o, with the band's share below
-      for (int64_t w = 0; w < width && view.W; ++w) {
-        const int64_t j = i + w - view.W;
+      normalised_weights(view, half, i, p, b, t);
+      A output = dot(p, dp, view.columns());  // G.o, with the band's share below
+      for (int64_t w = 0; w < width; ++w) {
+        const int64_t j = i + w - W;
         if (j >= 0 && j < n && !view.is_top[j]) output += (b[w] - t[w]) * row_product(grad + r * D, v[j], D);
       }
-      for (int64_t j = 0; j < keys; ++j) dp[j] = p[j] * (dp[j] - output);
-      for (int64_t m = 0; m < M; ++m) out.log_mass[m] += dp[K + m];
-      for (int64_t w = 0; w < width && view.W; ++w) {
-        const int64_t j = i + w - view.W;
+      for (int64_t j = 0; j < view.columns(); ++j) dp[j] = p[j] * (dp[j] - output);
+      A* cells = dp + first_cell;
+      for (int64_t m = 0; m < M; ++m) out.log_mass[m] += cells[m];
+      for (int64_t w = 0; w < width; ++w) {
+        const int64_t j = i + w - W;
         if (j < 0 || j >= n || view.is_top[j]) continue;
         const A beyond = row_product(grad + r * D, v[j], D) - output, exact = b[w] * beyond, counted = -t[w] * beyond;
         add_scaled(k[j], exact, D, x_grad + r * D);
         add_scaled(x + r * D, exact, D, grads.k + j * D);
         add_scaled(grad + r * D, b[w] - t[w], D, grads.v + j * D);
         out.scores[j] += counted;
-        dp[K + view.key_cluster[j]] += counted;
+        cells[view.key_cluster[j]] += counted;
       }
       A second = A(0);
       for (int64_t m = 0; m < M; ++m) {
         if (half * view.spread[m] > A(1)) continue;  // capped
-        second += dp[K + m] * view.spread[m];
-        out.spread[m] += dp[K + m] * half;
+        second += cells[m] * view.spread[m];
+        out.spread[m] += cells[m] * half;
       }
       for (int64_t d = 0; d < D; ++d) delta_grad[r * D + d] = second * delta[r * D + d];
     }
-    weighted_sum(along, stride, 1, here, Rows<A>{tile_keys, D, nullptr}, K, D, true, x_grad, D);
-    weighted_sum(along + K, stride, 1, here, Rows<A>{tile_keys + K * D, D, nullptr}, M, D, true, delta_grad, D);
+    weighted_sum(along, stride, 1, here, view.exact_keys, K, D, true, x_grad, D);
+    weighted_sum(along + first_cell, stride, 1, here, view.cell_keys, M, D, true, delta_grad, D);
     weighted_sum(along, 1, stride, K, Rows<A>{x, D, nullptr}, here, D, true, key_grad, D);
     weighted_sum(weights, 1, stride, K, Rows<A>{grad, D, nullptr}, here, D, true, value_grad, D);
-    weighted_sum(along + K, 1, stride, M, Rows<A>{delta, D, nullptr}, here, D, true, out.keys, D);
-    weighted_sum(weights + K, 1, stride, M, Rows<A>{grad, D, nullptr}, here, D, true, out.values, D);
+    weighted_sum(along + first_cell, 1, stride, M, Rows<A>{delta, D, nullptr}, here, D, true, out.keys, D);
+    weighted_sum(weights + first_cell, 1, stride, M, Rows<A>{grad, D, nullptr}, here, D, true, out.values, D);
     for (int64_t r = 0; r < here; ++r)
       for (int64_t d = 0; d < D; ++d) {
         grad_q[queries[first + r] * D + d] += scale * (x_grad[r * D + d] + delta_grad[r * D + d]);
@@ -110,7 +112,7 @@ inline void refined_cluster_backward(const ClusterView<A>& view, const int32_t* 
 // From the gradients of the cells to those of the scores (C, stride), keys and values.
 template <class A>
 inline void tail_backward(const Rows<A>& k, const Rows<A>& v, int64_t n, const Groups& groups, int64_t M, const int32_t* key_cluster, const A* scores, int64_t stride,
-                          const TopLists& top, const uint8_t* is_top, const Tails<A>& tail, const TailGradients<A>& grad, int64_t C, int64_t D, A* score_grad, KeyGradients<A> grads, Scratch& scratch) {
+                          const TopLists& top, const Marks& marks, const Tails<A>& tail, const TailGradients<A>& grad, int64_t C, int64_t D, A* score_grad, KeyGradients<A> grads, Scratch& scratch) {
   const int64_t padded = round_up(n, Vec<A>::lanes);
   A *weights = take<A>(scratch, C * padded), *spreading = take<A>(scratch, C * padded), *largest = take<A>(scratch, M);
   int64_t* tail_size = take<int64_t>(scratch, M);
@@ -137,7 +139,7 @@ inline void tail_backward(const Rows<A>& k, const Rows<A>& v, int64_t n, const G
       const A at_mean = row_product(dkey, key, D) + row_product(dvalue, value, D);
       for (int64_t i = 0; i < count; ++i) {
         spread[i] = A(0);
-        if (is_top[c * n + members[i]]) {
+        if (marks.row(c)[members[i]]) {
           omega[i] = A(0);
           continue;
         }
@@ -166,30 +168,32 @@ inline void refined_backward_rows(const HeadBackward& head, int64_t h, const Row
   const Sizes& s = head.sizes;
   const int64_t n = head.valid.n, D = s.D, M = s.M, stride = panel_count<A>(n) * PANEL<A>;
   const A scale = A(head.scale);
-  int32_t* key_cluster = gather_valid(head.key_assignment[h], head.valid, scratch);
-  for (int64_t i = 0; i < n; ++i) key_cluster[i] = key_cluster[i] < 0 || key_cluster[i] >= M ? 0 : key_cluster[i];
+  int32_t* named = gather_valid(head.key_assignment[h], head.valid, scratch);
+  for (int64_t i = 0; i < n; ++i) named[i] = named[i] < 0 || named[i] >= M ? 0 : named[i];
+  const int64_t W = smaller(head.band, n);
+  const int32_t* key_cluster = guarded_clusters(named, n, M, W, scratch);
   const Groups groups = group_tokens(gather_valid(head.assignment[h], head.valid, scratch), n, s.C, scratch), key_groups = group_tokens(key_cluster, n, M, scratch);
   const int32_t* index = index_of_position(head.valid, s.N, scratch);
   int32_t* cluster = take<int32_t>(scratch, smaller(s.C, n));
   const int64_t C = filled_clusters(groups, s.C, cluster);
   const A* means = cluster_means(q, groups, cluster, C, scale, D, scratch);
-  A *scores = take<A>(scratch, C * stride), *score_grad = zeros<A>(C * stride, scratch), *mean_grad = zeros<A>(C * D, scratch);
+  A *scores = take_guarded<A>(scratch, C * stride, W), *score_grad = zeros<A>(C * stride, scratch), *mean_grad = zeros<A>(C * D, scratch);
   panel_scores(means, C, k, n, D, scores, stride, scratch);
   int32_t *top = take<int32_t>(scratch, C * s.K), *tops = take<int32_t>(scratch, C);
-  const uint8_t* is_top = mark_top(head.top_keys[h], cluster, C, s, n, index, top, tops, scratch);
+  list_top(head.top_keys[h], cluster, C, s, index, top, tops);
+  const Marks marks = mark_top({top, tops, s.K}, C, n, W, scratch);
+  const Band<A> band = band_products(q, k, n, W, scale, D, scratch);
   const Tails<A> tail = tails(k, v, n, key_groups, M, key_cluster, scores, stride, {top, tops, s.K}, C, D, scratch);
   const TailGradients<A> tail_grad{take<A>(scratch, C * M), take<A>(scratch, C * M), take<A>(scratch, C * M * D), take<A>(scratch, C * M * D)};
   const ScratchMark before = mark(scratch);
   for (int64_t c = 0; c < C; ++c, release(scratch, before)) {
-    const A* keys;
-    const ClusterView<A> view = view_of_cluster(tail, c, means, scores + c * stride, is_top + c * n, top + c * s.K, tops[c], M, smaller(head.band, n), key_cluster, k, v,
-                                                D, &keys, scratch);
+    const ClusterView<A> view = view_of_cluster(tail, c, means, scores + c * stride, marks.row(c), top + c * s.K, tops[c], M, band, key_cluster, k, v, D, scratch);
     const ClusterGradients<A> out{mean_grad + c * D,        score_grad + c * stride,       tail_grad.log_mass + c * M,
                                   tail_grad.spread + c * M, tail_grad.keys + c * M * D, tail_grad.values + c * M * D};
-    refined_cluster_backward(view, top + c * s.K, keys, q, k, v, g, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), scale, n, D, grad_q, grads, out,
+    refined_cluster_backward(view, top + c * s.K, q, k, v, g, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), scale, n, D, grad_q, grads, out,
                              scratch);
   }
-  tail_backward(k, v, n, key_groups, M, key_cluster, scores, stride, {top, tops, s.K}, is_top, tail, tail_grad, C, D, score_grad, grads, scratch);
+  tail_backward(k, v, n, key_groups, M, key_cluster, scores, stride, {top, tops, s.K}, marks, tail, tail_grad, C, D, score_grad, grads, scratch);
   weighted_sum(score_grad, stride, 1, C, k, n, D, true, mean_grad, D);
   weighted_sum(score_grad, 1, stride, n, Rows<A>{means, D, nullptr}, C, D, true, grads.k, D);
   mean_backward(groups, cluster, C, mean_grad, scale, D, grad_q);

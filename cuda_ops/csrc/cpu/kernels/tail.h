@@ -100,18 +100,6 @@ inline Sums<A> weight_sums(const A* weights, const A* x, int64_t count) {
   return {sum_lanes<A>(total), sum_lanes<A>(square)};
 }
 
-// Keys at a time whose rows stay in the nearest cache while all clusters weigh them.
-constexpr int64_t KEY_BLOCK = 48;
-
-// The weighted sums of one key cluster's rows for all C query clusters, before they are divided.
-template <class A>
-inline void cell_sums(const A* weights, int64_t stride, int64_t C, const Rows<A>& rows, int64_t count, int64_t D, A* out, int64_t out_stride) {
-  if (!count)
-    for (int64_t c = 0; c < C; ++c) clear(out + c * out_stride, size_t(D) * sizeof(A));
-  for (int64_t i = 0; i < count; i += KEY_BLOCK)
-    weighted_sum(weights + i, stride, 1, C, rows_from(rows, i), smaller(count - i, KEY_BLOCK), D, i > 0, out, out_stride);
-}
-
 // `scores` (C, stride) by valid index. The spread uses differences from the key cluster's centre: sum e |k - mu|^2 / sum e - |K - mu|^2, over D.
 template <class A>
 inline Tails<A> tails(const Rows<A>& k, const Rows<A>& v, int64_t n, const Groups& groups, int64_t M, const int32_t* key_cluster, const A* scores, int64_t stride,
@@ -130,8 +118,8 @@ inline Tails<A> tails(const Rows<A>& k, const Rows<A>& v, int64_t n, const Group
     const Rows<A> keys = listed_rows(k, groups.order + first, count, scratch), values = listed_rows(v, groups.order + first, count, scratch);
     mean_row(k, groups.order + first, count, A(1), D, center);
     for (int64_t i = 0; i < count; ++i) away[i] = square_distance(keys[i], center, D);
-    cell_sums(weights + first, padded, C, keys, count, D, result.keys + m * D, M * D);
-    cell_sums(weights + first, padded, C, values, count, D, result.values + m * D, M * D);
+    sums_by_block(weights + first, padded, C, keys, count, D, result.keys + m * D, M * D);
+    sums_by_block(weights + first, padded, C, values, count, D, result.values + m * D, M * D);
     for (int64_t c = 0; c < C; ++c) {
       const int64_t cell = c * M + m;
       A *key = result.keys + cell * D, *value = result.values + cell * D;

@@ -37,6 +37,10 @@ struct Vec<double> {
 
 template <class A>
 using vec = typename Vec<A>::type;
+template <class A>
+using integers = typename Vec<A>::integers;
+template <class A>
+using integer = decltype(integers<A>{}[0] + 0);  // as wide as A
 
 template <class V, class A>
 CUDA_OPS_INLINE V load_as(const A* p) {
@@ -75,9 +79,29 @@ CUDA_OPS_INLINE vec<float> gather(const float* base, const int32_t* index) {
 CUDA_OPS_INLINE vec<double> gather(const double* base, const int32_t* index) {
   return (vec<double>)_mm512_mask_i32gather_pd(_mm512_setzero_pd(), 0xff, _mm256_loadu_si256((const __m256i*)index), base, 8);
 }
+// a > b ? a : b, so b where one of them is NaN; `lesser` alike. The masks are full: without one GCC 12 warns of its own header.
+CUDA_OPS_INLINE vec<float> larger(vec<float> a, vec<float> b) { return (vec<float>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b); }
+CUDA_OPS_INLINE vec<double> larger(vec<double> a, vec<double> b) { return (vec<double>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b); }
+CUDA_OPS_INLINE vec<float> lesser(vec<float> a, vec<float> b) { return (vec<float>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
+CUDA_OPS_INLINE vec<double> lesser(vec<double> a, vec<double> b) { return (vec<double>)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b); }
+// x 2^m for whole m, rounded once.
+CUDA_OPS_INLINE vec<float> times_power(vec<float> x, vec<float> m) { return (vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)x, (__m512)m); }
+CUDA_OPS_INLINE vec<double> times_power(vec<double> x, vec<double> m) { return (vec<double>)_mm512_maskz_scalef_pd(0xff, (__m512d)x, (__m512d)m); }
+// One byte to a lane.
+CUDA_OPS_INLINE void load_bytes(const uint8_t* p, Vec<float>::integers& v) { v = (Vec<float>::integers)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128((const __m128i*)p)); }
+CUDA_OPS_INLINE void load_bytes(const uint8_t* p, Vec<double>::integers& v) { v = (Vec<double>::integers)_mm512_maskz_cvtepu8_epi64(0xff, _mm_loadl_epi64((const __m128i*)p)); }
 // One bit a lane: a >= b, signed.
 CUDA_OPS_INLINE uint32_t lanes_at_least(Vec<float>::integers a, Vec<float>::integers b) { return _mm512_cmpge_epi32_mask((__m512i)a, (__m512i)b); }
 CUDA_OPS_INLINE uint32_t lanes_at_least(Vec<double>::integers a, Vec<double>::integers b) { return _mm512_cmpge_epi64_mask((__m512i)a, (__m512i)b); }
+// Stores the marked lanes one after the other and returns how many; writes a whole vector.
+CUDA_OPS_INLINE int64_t store_marked(int32_t* to, Vec<float>::integers v, uint32_t lanes) {
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi32(__mmask16(lanes), (__m512i)v));
+  return __builtin_popcount(lanes);
+}
+CUDA_OPS_INLINE int64_t store_marked(int64_t* to, Vec<double>::integers v, uint32_t lanes) {
+  _mm512_storeu_si512(to, _mm512_maskz_compress_epi64(__mmask8(lanes), (__m512i)v));
+  return __builtin_popcount(lanes);
+}
 #elif defined(CUDA_OPS_AVX2)
 CUDA_OPS_INLINE vec<float> set(float x) { return (vec<float>)_mm256_set1_ps(x); }
 CUDA_OPS_INLINE vec<double> set(double x) { return (vec<double>)_mm256_set1_pd(x); }
@@ -85,6 +109,10 @@ CUDA_OPS_INLINE vec<float> fma(vec<float> a, vec<float> b, vec<float> c) { retur
 CUDA_OPS_INLINE vec<double> fma(vec<double> a, vec<double> b, vec<double> c) {
   return (vec<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
 }
+CUDA_OPS_INLINE vec<float> larger(vec<float> a, vec<float> b) { return (vec<float>)_mm256_max_ps((__m256)a, (__m256)b); }
+CUDA_OPS_INLINE vec<double> larger(vec<double> a, vec<double> b) { return (vec<double>)_mm256_max_pd((__m256d)a, (__m256d)b); }
+CUDA_OPS_INLINE vec<float> lesser(vec<float> a, vec<float> b) { return (vec<float>)_mm256_min_ps((__m256)a, (__m256)b); }
+CUDA_OPS_INLINE vec<double> lesser(vec<double> a, vec<double> b) { return (vec<double>)_mm256_min_pd((__m256d)a, (__m256d)b); }
 CUDA_OPS_INLINE uint32_t lanes_at_least(Vec<float>::integers a, Vec<float>::integers b) {
   return uint32_t(_mm256_movemask_ps((__m256)(a >= b)));
 }
@@ -96,9 +124,31 @@ CUDA_OPS_INLINE vec<float> set(float x) { return vec<float>{x, x, x, x}; }
 CUDA_OPS_INLINE vec<double> set(double x) { return vec<double>{x, x}; }
 CUDA_OPS_INLINE vec<float> fma(vec<float> a, vec<float> b, vec<float> c) { return a * b + c; }
 CUDA_OPS_INLINE vec<double> fma(vec<double> a, vec<double> b, vec<double> c) { return a * b + c; }
+template <class V>
+CUDA_OPS_INLINE V larger(V a, V b) {
+  return a > b ? a : b;
+}
+template <class V>
+CUDA_OPS_INLINE V lesser(V a, V b) {
+  return a < b ? a : b;
+}
 #endif
 
 #if !defined(CUDA_OPS_AVX512)
+// In two factors, so that subnormal results round once; |m| below twice the largest exponent.
+template <int mantissa_bits, int bias, class V, class I>
+CUDA_OPS_INLINE V times_two_powers(V x, I exponent) {
+  const I first = exponent >> 1, second = exponent - first;
+  return x * (V)((first + bias) << mantissa_bits) * (V)((second + bias) << mantissa_bits);
+}
+CUDA_OPS_INLINE vec<float> times_power(vec<float> x, vec<float> m) {
+  const vec<float> rounder = set(12582912.0f);
+  return times_two_powers<23, 127>(x, (Vec<float>::integers)(m + rounder) - (Vec<float>::integers)rounder);
+}
+CUDA_OPS_INLINE vec<double> times_power(vec<double> x, vec<double> m) {
+  const vec<double> rounder = set(6755399441055744.0);
+  return times_two_powers<52, 1023>(x, (Vec<double>::integers)(m + rounder) - (Vec<double>::integers)rounder);
+}
 template <class A>
 inline vec<A> load_part(const A* p, int64_t count, A fill = 0) {
   vec<A> v = set(fill);
@@ -115,6 +165,16 @@ CUDA_OPS_INLINE vec<A> gather(const A* base, const int32_t* index) {
   for (int i = 0; i < Vec<A>::lanes; ++i) v[i] = base[index[i]];
   return v;
 }
+template <class I>
+CUDA_OPS_INLINE void load_bytes(const uint8_t* p, I& v) {
+  for (unsigned i = 0; i < sizeof(v) / sizeof(v[0]); ++i) v[i] = p[i];
+}
+template <class T, class I>
+inline int64_t store_marked(T* to, I v, uint32_t lanes) {
+  int64_t count = 0;
+  for (; lanes; lanes &= lanes - 1) to[count++] = v[__builtin_ctz(lanes)];
+  return count;
+}
 #if !defined(CUDA_OPS_AVX2)
 template <class I>
 CUDA_OPS_INLINE uint32_t lanes_at_least(I a, I b) {
@@ -125,10 +185,6 @@ CUDA_OPS_INLINE uint32_t lanes_at_least(I a, I b) {
 #endif
 #endif
 
-template <class V>
-CUDA_OPS_INLINE V larger(V a, V b) {
-  return a > b ? a : b;
-}
 
 // Square transpose of `lanes` vectors by log2(lanes) perfect shuffles.
 template <class A, int... lane>
