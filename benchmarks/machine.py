@@ -13,23 +13,13 @@ import torch
 
 import bert_cluster
 import cuda_ops
-
-
-def processor() -> str:
-    """The processor's name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+from bert_cluster.processor import processor_name
 
 
 def environment() -> dict[str, Any]:
     """Machine, threads, operators and versions: what times of one table must have in common."""
     return {
-        "machine": processor(),
+        "machine": processor_name(),
         "threads": torch.get_num_threads(),
         "backend": cuda_ops.backend_for("cpu", torch.float32),
         "versions": {

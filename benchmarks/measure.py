@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from machine import processor
 from readme_tables import without_machine_paths
 from torch import Tensor, nn
 
@@ -20,6 +19,7 @@ import bert_cluster
 import cuda_ops
 from bert_cluster import ClusterConfig
 from bert_cluster.evaluation.store import differing_settings, write_json
+from bert_cluster.processor import processor_name
 
 PACKAGES = ("torch", "transformers", "peft")
 
@@ -72,7 +72,7 @@ def machine() -> dict[str, Any]:
         except PackageNotFoundError:
             versions[name] = "absent"
     return {
-        "machine": processor(),
+        "machine": processor_name(),
         "threads": torch.get_num_threads(),
         "operators": cuda_ops.backend_for("cpu", torch.float32),
         "versions": versions,

@@ -2,7 +2,6 @@
 
 import math
 import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from bert_cluster.calibration.session import Session
 from bert_cluster.config import LayerSettings
 from bert_cluster.patching import head_size
 from bert_cluster.planes import random_planes
+from bert_cluster.processor import processor_name
 
 OWN_EXACT = "exact"  # the operators' exact path, which rows below exact_below take
 SHORTEST = 32
@@ -102,7 +102,7 @@ def machine_of(session: Session) -> dict[str, Any]:
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "backend": cuda_ops.backend_for(device.type, parameter.dtype),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -186,12 +186,3 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    except OSError:
-        names = []
-    return names[0] if names else platform.processor() or platform.machine()

@@ -12,6 +12,7 @@ import transformers
 from bert_cluster.evaluation.bootstrap import Difference
 from bert_cluster.evaluation.methods import Method
 from bert_cluster.evaluation.runner import MethodRun
+from bert_cluster.processor import processor_name
 
 SCHEMA = "bert_cluster.evaluation"
 SCHEMA_VERSION = 1
@@ -118,7 +119,7 @@ def describe_environment(device: torch.device, processes: int, operators: str) -
     Args:
         operators: what cuda_ops runs on, such as cpu-avx512 or reference.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     return {
         "device": device.type,
         "device_name": name,
@@ -129,14 +130,3 @@ def describe_environment(device: torch.device, processes: int, operators: str) -
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _processor_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
