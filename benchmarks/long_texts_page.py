@@ -23,6 +23,7 @@ MODELS = {
 }
 FULL, ROUNDED = "full", "full-bfloat16"
 SHORT = {"clusters": "C", "topk": "K", "key_clusters": "M", "sample": "S", "band": "W", "rounds": "rounds"}
+EXACT = 1e-4  # errors below are those of exact attention to rounding: every key was an exact one
 USUAL = {"band": 4, "rounds": 3}  # not worth a word in every row
 
 Row = Mapping[str, Any]
@@ -35,6 +36,8 @@ def label(name: str, budgets: Mapping[str, Any]) -> str:
     if name == ROUNDED:
         return "`full` in bfloat16"
     values = budgets[name]
+    if all(values.get(field) == "auto" for field in ("clusters", "topk", "key_clusters", "sample")):
+        return f"`{values['method'].removesuffix('-clustered')}`, budgets `auto` (the default)"
     told = {field: values[field] for field in SHORT if field in values and values[field] != USUAL.get(field)}
     numbers = ", ".join(f"{SHORT[field]}={value}" for field, value in told.items())
     return f"`{values['method'].removesuffix('-clustered')}` {numbers}"
@@ -199,7 +202,7 @@ def draw(results: Row, path: Path) -> None:
     model, cells = next(iter(results["texts"].items()))
     for name in names:
         points = [(int(tokens), cells[tokens]["methods"].get(name)) for tokens in by_length(cells)]
-        known = [(tokens, row["error"]) for tokens, row in points if row is not None]
+        known = [(tokens, row["error"]) for tokens, row in points if row is not None and row["error"] > EXACT]
         style = "--" if name == ROUNDED else "-"
         text = label(name, results["budgets"]).replace("`", "")
         length_axis.plot(*zip(*known, strict=True), style, marker="o", markersize=4, color=colours[name], label=text)
@@ -228,9 +231,9 @@ def _draw_costs(
     markers = dict(zip(by_length(cells), "os^Dv<>P", strict=False))
     for tokens, marker in markers.items():
         timed = results["layer"].get(tokens, {}).get("methods", {})
-        rows = {name: row for name, row in cells[tokens]["methods"].items() if name in timed and name != FULL}
+        rows = {name: row for name, row in cells[tokens]["methods"].items() if name in timed and row["error"] > EXACT}
         points = {name: (timed[name]["us_per_token_and_head"], rows[name]["error"]) for name in names if name in rows}
-        axis.plot(*zip(*points.values(), strict=True), "-", color="#c8ccd2", linewidth=1, zorder=1)
+        axis.plot(*zip(*sorted(points.values()), strict=True), "-", color="#c8ccd2", linewidth=1, zorder=1)
         for name, point in points.items():
             axis.plot(*point, marker, color=colours[name], markersize=6)
         axis.plot([], [], marker, color="#555555", label=f"{int(tokens):,} tokens")
