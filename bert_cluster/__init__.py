@@ -13,6 +13,7 @@ from bert_cluster.errors import (
     UnsupportedModelError,
 )
 from bert_cluster.info import LayerInfo, ModelInfo, info
+from bert_cluster.loading import from_pretrained
 from bert_cluster.patching import patch, unpatch
 from bert_cluster.positions import extend_positions
 
@@ -34,6 +35,7 @@ __all__ = [
     "attention",
     "calibrate",
     "extend_positions",
+    "from_pretrained",
     "info",
     "patch",
     "unpatch",

@@ -17,6 +17,10 @@ class NotPatchedError(BertClusterError, RuntimeError):
     """A model that should be patched is not."""
 
 
+class NotPatchedWarning(UserWarning):
+    """A checkpoint was loaded without any settings to patch it with."""
+
+
 class AttentionWeightsError(BertClusterError, ValueError):
     """Attention weights were asked for where there are none to give."""
 

@@ -307,6 +307,9 @@ def test_what_is_written_is_accepted(
     config = bert_cluster.calibrate(model, tokenizer, texts, output_dir=tmp_path, **options)
     assert read_cluster_config(tmp_path / "cluster_config.json") == config
     bert_cluster.patch(model, ClusterConfig.load(tmp_path / "cluster_config.json"))
+    tiny().save_pretrained(tmp_path / "model")
+    loaded = bert_cluster.from_pretrained(tmp_path / "model", tmp_path / "cluster_config.json")
+    assert str(bert_cluster.info(loaded)) == str(bert_cluster.info(model))
     stored = json.loads((tmp_path / "calibration.json").read_text())
     assert stored["schema_version"] == 1 and stored["config"] == config.to_dict()
     assert Timings.from_dict(stored["timings"]) == fast()
