@@ -58,12 +58,12 @@ inline void attend(const Rows<A>& q, const int32_t* queries, int64_t count, A sc
   A total[QUERY_BLOCK], largest[QUERY_BLOCK];
   for (int64_t first = 0; first < count; first += QUERY_BLOCK) {
     const int64_t here = count - first < QUERY_BLOCK ? count - first : QUERY_BLOCK;
-    for (int64_t r = 0; r < here; ++r) {
-      scale_row(q[queries[first + r]], scale, D, scaled + r * D);
-      if (first + here + r < count) prefetch_rows(q, queries[first + here + r], 1, D);
-    }
+    for (int64_t r = 0; r < here; ++r) scale_row(q[queries[first + r]], scale, D, scaled + r * D);
     tile_scores(scaled, here, keys.panels, keys.count, D, scores, stride);
-    for (int64_t r = 0; r < here; ++r) total[r] = softmax_numerators(scores + r * stride, keys.count, largest + r);
+    for (int64_t r = 0; r < here; ++r) {
+      if (first + here + r < count) prefetch_rows(q, queries[first + here + r], 1, D);
+      total[r] = softmax_numerators(scores + r * stride, keys.count, largest + r);
+    }
     weighted_sum(scores, stride, 1, here, keys.values, keys.count, D, false, attended, D);
     for (int64_t r = 0; r < here; ++r) visit(queries[first + r], attended + r * D, total[r], largest[r]);
   }

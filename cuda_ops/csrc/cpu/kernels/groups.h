@@ -32,6 +32,7 @@ template <class A>
 inline void mean_row(const Rows<A>& x, const int32_t* members, int64_t count, A scale, int64_t D, A* mean) {
   for (int64_t d = 0; d < D; ++d) mean[d] = A(0);
   for (int64_t i = 0; i < count; ++i) {
+    if (i + AHEAD < count) prefetch_rows(x, members[i + AHEAD], 1, D);
     const A* row = x[members[i]];
     for (int64_t d = 0; d < D; ++d) mean[d] += row[d] * scale;
   }

@@ -15,7 +15,7 @@ inline void hash_rows(const Rows<A>& x, int64_t n, const A* planes, int64_t P, i
   A* dots = take<A>(scratch, P * PANEL<A>);
   for (int64_t first = 0; first < n; first += PANEL<A>) {
     const int64_t count = n - first < PANEL<A> ? n - first : PANEL<A>;
-    pack_panel(x, first, count, D, panel);
+    pack_panel(x, first, n - first, D, panel);
     product(planes, D, P, panel, D, dots, PANEL<A>);
     for (int64_t w = 0; w < words; ++w) {
       uint64_t word[PANEL<A>] = {};

@@ -187,7 +187,7 @@ inline void panel_scores(const A* means, int64_t C, const Rows<A>& k, int64_t n,
   const ScratchMark before = mark(scratch);
   A* panel = take<A>(scratch, D * PANEL<A>);
   for (int64_t j = 0; j < n; j += PANEL<A>) {
-    pack_panel(k, j, smaller(n - j, PANEL<A>), D, panel);
+    pack_panel(k, j, n - j, D, panel);
     product(means, D, C, panel, D, scores + j, stride);
   }
   release(scratch, before);

@@ -17,7 +17,7 @@ inline void assign_rows(const Rows<A>& x, int64_t n, const A* centroids, int64_t
   }
   for (int64_t first = 0; first < n; first += PANEL<A>) {
     const int64_t count = n - first < PANEL<A> ? n - first : PANEL<A>;
-    pack_panel(x, first, count, D, panel);
+    pack_panel(x, first, n - first, D, panel);
     product(centroids, D, C, panel, D, scores, PANEL<A>);
     vec<A> best[2] = {set(-infinity<A>()), set(-infinity<A>())};
     integers<A> nearest[2] = {};

@@ -15,18 +15,22 @@ inline int64_t panel_count(int64_t n) {
   return (n + PANEL<A> - 1) / PANEL<A>;
 }
 
+// Of the `left` rows from `first` on; those after them are fetched ahead.
 template <class A>
-inline void pack_panel(const Rows<A>& rows, int64_t first, int64_t count, int64_t D, A* panel) {
+inline void pack_panel(const Rows<A>& rows, int64_t first, int64_t left, int64_t D, A* panel) {
   constexpr int L = Vec<A>::lanes;
   for (int64_t half = 0; half < PANEL<A>; half += L) {
-    const int64_t here = count - half < 0 ? 0 : count - half < L ? count - half : L;
-    const A* row[L];
+    const int64_t here = left - half < 0 ? 0 : smaller(left - half, L);
+    const A *row[L], *later[L];
     for (int64_t t = 0; t < here; ++t) row[t] = rows[first + half + t];
+    const int64_t ahead = left - half < PANEL<A> ? 0 : smaller(left - half - L, L);
+    for (int64_t t = 0; t < ahead; ++t) later[t] = rows[first + half + L + t];
     int64_t d = 0;
     if (here == L)
       for (; d + L <= D; d += L) {
         vec<A> block[L];
         for (int t = 0; t < L; ++t) block[t] = load(row[t] + d);
+        for (int64_t t = 0; t < ahead; ++t) __builtin_prefetch(later[t] + d);
         transpose<A>(block);
         for (int t = 0; t < L; ++t) store(panel + (d + t) * PANEL<A> + half, block[t]);
       }
@@ -143,8 +147,13 @@ template <class A>
 inline void sums_by_block(const A* weights, int64_t weight_stride, int64_t count, const Rows<A>& rows, int64_t n, int64_t D, A* out, int64_t out_stride) {
   if (!n)
     for (int64_t r = 0; r < count; ++r) clear(out + r * out_stride, size_t(D) * sizeof(A));
+  const int64_t share = ROW_BLOCK / ((count + SUM_ROWS - 1) / SUM_ROWS + 1) + 1;
   for (int64_t i = 0; i < n; i += ROW_BLOCK)
-    weighted_sum(weights + i, weight_stride, 1, count, rows_from(rows, i), smaller(n - i, ROW_BLOCK), D, i > 0, out, out_stride);
+    for (int64_t r = 0, later = i + ROW_BLOCK; r < count; r += SUM_ROWS, later += share) {
+      if (later < n) prefetch_rows(rows, later, smaller(n - later, share), D);
+      weighted_sum(weights + r * weight_stride + i, weight_stride, 1, smaller(count - r, SUM_ROWS), rows_from(rows, i), smaller(n - i, ROW_BLOCK), D, i > 0,
+                   out + r * out_stride, out_stride);
+    }
 }
 
 // a . b in the order of vectors, then of lanes.
@@ -158,30 +167,60 @@ inline A row_product(const A* a, const A* b, int64_t D) {
   return sum_lanes<A>(sum);
 }
 
-// out[r] = x . rows[r]: the bits of row_product, summed over the lanes for as many rows at a time as there are lanes.
+// Two vectors that each hold the partial sums of some rows, 2 W lanes to a row, as one with W lanes to a row: those of a, then those of b.
+template <class A, int W, int... lane>
+CUDA_OPS_INLINE vec<A> merge_lanes(vec<A> a, vec<A> b) {
+  constexpr int L = sizeof...(lane), half = L / 2;
+  return __builtin_shufflevector(a, b, (lane < half ? lane / W * 2 * W + lane % W : L + (lane - half) / W * 2 * W + lane % W)...) +
+         __builtin_shufflevector(a, b, (lane < half ? lane / W * 2 * W + lane % W + W : L + (lane - half) / W * 2 * W + lane % W + W)...);
+}
+template <class A, int W>
+CUDA_OPS_INLINE vec<A> merge(vec<A> a, vec<A> b) {
+  constexpr int L = Vec<A>::lanes;
+  if constexpr (L == 2) return merge_lanes<A, W, 0, 1>(a, b);
+  if constexpr (L == 4) return merge_lanes<A, W, 0, 1, 2, 3>(a, b);
+  if constexpr (L == 8) return merge_lanes<A, W, 0, 1, 2, 3, 4, 5, 6, 7>(a, b);
+  if constexpr (L == 16) return merge_lanes<A, W, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15>(a, b);
+}
+
+// The sums over the lanes of R vectors, in lanes 0 … R - 1 of the first: the bits of sum_lanes.
+template <class A, int R, int W = Vec<A>::lanes / 2>
+CUDA_OPS_INLINE void sum_each(vec<A>* rows) {
+  if constexpr (W > 0) {
+    rows[0] = merge<A, W>(rows[0], rows[R > 1 ? 1 : 0]);
+    for (int r = 1; r < R / 2; ++r) rows[r] = merge<A, W>(rows[2 * r], rows[2 * r + 1]);
+    sum_each<A, (R > 1 ? R / 2 : 1), W / 2>(rows);
+  }
+}
+
+// out[r] = x . rows[r] for R rows: the bits of row_product.
+template <class A, int R>
+inline void product_of_rows(const A* x, const Rows<A>& rows, int64_t D, A* out) {
+  constexpr int L = Vec<A>::lanes;
+  const A* row[R];
+  vec<A> sum[R];
+  for (int r = 0; r < R; ++r) {
+    row[r] = rows[r];
+    sum[r] = set(A(0));
+  }
+  int64_t d = 0;
+  for (; d + L <= D; d += L) {
+    const vec<A> here = load(x + d);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) sum[r] = fma(here, load(row[r] + d), sum[r]);
+  }
+  if (d < D)
+    for (int r = 0; r < R; ++r) sum[r] = fma(load_part(x + d, D - d), load_part(row[r] + d, D - d), sum[r]);
+  sum_each<A, R>(sum);
+  store_part(out, sum[0], R);
+}
+
 template <class A>
 inline void row_products(const A* x, const Rows<A>& rows, int64_t count, int64_t D, A* out) {
-  constexpr int L = Vec<A>::lanes;
-  for (int64_t first = 0; first < count; first += L) {
-    const int64_t here = smaller(count - first, L);
-    vec<A> sum[L];
-    for (int r = 0; r < L; ++r) sum[r] = set(A(0));
-    for (int64_t r = 0; r < here; ++r) {
-      const A* row = rows[first + r];
-      vec<A> own = set(A(0));
-      int64_t d = 0;
-      for (; d + L <= D; d += L) own = fma(load(x + d), load(row + d), own);
-      if (d < D) own = fma(load_part(x + d, D - d), load_part(row + d, D - d), own);
-      sum[r] = own;
-    }
-    transpose<A>(sum);
-    for (int width = L / 2; width > 0; width /= 2)
-      for (int r = 0; r < width; ++r) sum[r] = sum[r] + sum[r + width];
-    if (here == L)
-      store(out + first, sum[0]);
-    else
-      store_part(out + first, sum[0], here);
-  }
+  constexpr int64_t R = Vec<A>::lanes < 8 ? Vec<A>::lanes : 8;
+  int64_t r = 0;
+  for (; r + R <= count; r += R) product_of_rows<A, R>(x, rows_from(rows, r), D, out + r);
+  for (; r < count; ++r) out[r] = row_product(x, rows[r], D);
 }
 
 template <class A>

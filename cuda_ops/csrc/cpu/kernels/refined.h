@@ -60,6 +60,10 @@ inline Band<A> band_products(const Rows<A>& q, const Rows<A>& k, int64_t n, int6
     const int64_t begin = band.begin(i), end = band.end(i, n);
     A* products = band.weights + i * width;
     for (int64_t w = 0; w < width; ++w) products[w] = A(0);
+    if (i + W + AHEAD < n) {
+      prefetch_rows(q, i + AHEAD, 1, D);
+      prefetch_rows(k, i + W + AHEAD, 1, D);
+    }
     scale_row(q[i], scale, D, x);
     row_products(x, rows_from(k, i - W + begin), end - begin, D, products + begin);
   }
@@ -143,12 +147,10 @@ inline void attend_refined(const ClusterView<A>& view, const Rows<A>& q, const i
   Weighed<A> weighed[QUERY_BLOCK];
   for (int64_t first = 0; first < count; first += QUERY_BLOCK) {
     const int64_t here = smaller(count - first, QUERY_BLOCK);
-    for (int64_t r = 0; r < here; ++r) {
-      scale_row(q[queries[first + r]], scale, D, scaled + r * D);
-      if (first + here + r < count) prefetch_rows(q, queries[first + here + r], 1, D);
-    }
+    for (int64_t r = 0; r < here; ++r) scale_row(q[queries[first + r]], scale, D, scaled + r * D);
     both_scores(view, scaled, here, view.exact.panels, view.cells.panels, D, logits);
     for (int64_t r = 0; r < here; ++r) {
+      if (first + here + r < count) prefetch_rows(q, queries[first + here + r], 1, D);
       const A half = square_distance(scaled + r * D, view.mean, D) / 2;
       A* near = exact + r * padded;
       weighed[r] = weigh_query(view, half, queries[first + r], logits + r * stride, near, counted);
@@ -180,7 +182,8 @@ inline void write_attended(const HeadForward& head, const Band<A>& band, const R
   for (int64_t i = 0; i < n; ++i) {
     if (query_cluster[i] < 0 || query_cluster[i] >= head.sizes.C) continue;
     A* row = attended + i * D;
-    const int64_t begin = band.begin(i), end = band.end(i, n);
+    const int64_t begin = band.begin(i), end = band.end(i, n), later = i + band.W + AHEAD;
+    if (band.W && later < n) prefetch_rows(v, later, 1, D);
     if (band.W) weighted_sum(band.weights + i * band.width + begin, band.width, 1, 1, rows_from(v, i - band.W + begin), end - begin, D, true, row, D);
     write_row(head.out, head.valid.position[i], D, row);
   }

@@ -128,7 +128,7 @@ inline Rows<A> rows_from(const Rows<A>& rows, int64_t skipped) {
   return {rows.position ? rows.base : rows.base + skipped * rows.stride, rows.stride, rows.position ? rows.position + skipped : nullptr};
 }
 
-// Rows of a cluster lie scattered, so the processor does not see them coming.
+// Rows of a cluster lie scattered, and those of one head far apart, so the processor does not see them coming. A few at a time: it can wait for few.
 template <class A>
 CUDA_OPS_INLINE void prefetch_rows(const Rows<A>& rows, int64_t first, int64_t count, int64_t D) {
   constexpr int64_t LINE = 64 / sizeof(A);
@@ -145,6 +145,9 @@ inline Rows<A> valid_rows(const Slice& slice, const Valid& valid, int64_t D, Scr
   for (int64_t i = 0; i < valid.n; ++i) read_row(slice, valid.position[i], D, packed + i * D);
   return {packed, D, nullptr};
 }
+
+// How many rows before its turn one is fetched where they are taken one by one.
+constexpr int64_t AHEAD = 8;
 
 // Zeros in the output rows of the tokens that are not valid.
 inline void clear_padding(const Slice& out, const Valid& valid, const Sizes& sizes) {

@@ -117,7 +117,10 @@ inline Tails<A> tails(const Rows<A>& k, const Rows<A>& v, int64_t n, const Group
     const int64_t first = groups.first[m], count = groups.size(m);
     const Rows<A> keys = listed_rows(k, groups.order + first, count, scratch), values = listed_rows(v, groups.order + first, count, scratch);
     mean_row(k, groups.order + first, count, A(1), D, center);
-    for (int64_t i = 0; i < count; ++i) away[i] = square_distance(keys[i], center, D);
+    for (int64_t i = 0; i < count; ++i) {
+      if (i < ROW_BLOCK) prefetch_rows(values, i, 1, D);
+      away[i] = square_distance(keys[i], center, D);
+    }
     sums_by_block(weights + first, padded, C, keys, count, D, result.keys + m * D, M * D);
     sums_by_block(weights + first, padded, C, values, count, D, result.values + m * D, M * D);
     for (int64_t c = 0; c < C; ++c) {
