@@ -4,12 +4,20 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import transformers
+
 from bert_cluster.config import CONFIG_KEY, ClusterConfig
 from bert_cluster.errors import NotPatchedWarning
 from bert_cluster.patching import patch
 
 # Arguments of transformers' from_pretrained that say where a checkpoint lies: its configuration lies there too.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+def class_of(config: transformers.PreTrainedConfig) -> Any:
+    """The class that a checkpoint was saved from, head and all; `AutoModel` where transformers has none of that name."""
+    names = config.architectures or [""]
+    return getattr(transformers, names[0], transformers.AutoModel)
 
 
 def from_pretrained(
@@ -35,14 +43,10 @@ def from_pretrained(
         ConfigError: settings that cannot be read or run.
         UnsupportedModelError: a model that cannot be patched.
     """
-    import transformers
-
     settings = config if isinstance(config, ClusterConfig | None) else ClusterConfig.load(config)
     if auto_class is None:
         place = {name: kwargs[name] for name in _PLACE if name in kwargs}
-        found = transformers.AutoConfig.from_pretrained(name_or_path, **place)
-        names = [*(getattr(found, "architectures", None) or []), "AutoModel"]
-        auto_class = next(getattr(transformers, name) for name in names if hasattr(transformers, name))
+        auto_class = class_of(transformers.AutoConfig.from_pretrained(name_or_path, **place))
     model = auto_class.from_pretrained(name_or_path, **kwargs)
     if settings is None and getattr(model.config, CONFIG_KEY, None) is None:
         warnings.warn(

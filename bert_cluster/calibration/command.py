@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from bert_cluster.calibration.api import DEFAULT_TARGETS, calibrate
 from bert_cluster.calibration.files import SUFFIXES, read_texts
 from bert_cluster.calibration.metrics import METRICS, check_target
 from bert_cluster.calibration.result import CONFIG_FILE
 from bert_cluster.errors import CalibrationError
+from bert_cluster.loading import class_of
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
@@ -90,9 +90,7 @@ def load(place: str, dtype: str, device: str, *, head: bool) -> tuple[Any, Any]:
             f"tokenizer, and give its folder."
         )
     try:
-        config = AutoConfig.from_pretrained(place)
-        architectures = getattr(config, "architectures", None) or [""]
-        kind = getattr(transformers, architectures[0], AutoModel)
+        kind = class_of(AutoConfig.from_pretrained(place))
         chosen = "auto" if dtype == "auto" else getattr(torch, dtype)
         model, found = kind.from_pretrained(place, dtype=chosen, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(place)
