@@ -3,12 +3,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <new>
 #ifdef CUDA_OPS_X86
 #include <cpuid.h>
 #endif
-
-#include "tensors.h"
 
 #define CUDA_OPS_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -63,22 +60,6 @@ const InstructionSet& active() {
 }  // namespace
 
 const Kernels& kernels(Dtype accumulation) { return *active().choose(accumulation); }
-
-void out_of_memory(size_t) { throw std::bad_alloc(); }
-
-void free_scratch(Scratch& scratch) {
-  while (scratch.first) {
-    ScratchBlock* next = scratch.first->next;
-    free(scratch.first);
-    scratch.first = next;
-  }
-  scratch.current = nullptr;
-}
-
-void restart_scratch(Scratch& scratch) {
-  for (ScratchBlock* block = scratch.first; block; block = block->next) block->used = 0;
-  scratch.current = scratch.first;
-}
 
 }  // namespace cuda_ops
 

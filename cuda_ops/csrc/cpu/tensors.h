@@ -10,6 +10,7 @@
 
 #include "dispatch.h"
 #include "kernels/interface.h"
+#include "workers.h"
 
 namespace cuda_ops {
 
@@ -80,24 +81,6 @@ class ValidTokens {
   std::vector<int32_t> positions_;
   std::vector<int64_t> counts_;
 };
-
-void free_scratch(Scratch& scratch);
-void restart_scratch(Scratch& scratch);
-
-// task(b, h, scratch) for every head of every batch row, each by one worker.
-template <class Task>
-void for_each_head(int64_t B, int64_t H, const Task& task) {
-  torch::stable::parallel_for(0, B * H, 1, [&](int64_t begin, int64_t end) {
-    struct Owner {
-      Scratch scratch{nullptr, nullptr};
-      ~Owner() { free_scratch(scratch); }
-    } owner;
-    for (int64_t i = begin; i < end; ++i) {
-      restart_scratch(owner.scratch);
-      task(i / H, i % H, owner.scratch);
-    }
-  });
-}
 
 inline void check_queries(const Tensor& q, const Tensor& k, const Tensor& v) {
   STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k.size(1) > 0 && q.size(1) % k.size(1) == 0, "q and k must be (B, H, N, D), the heads of q a multiple of those of k");

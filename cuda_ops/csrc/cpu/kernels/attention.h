@@ -38,13 +38,11 @@ struct KeyTile {
   int64_t count;
 };
 
-// Queries at a time: enough to use a panel from cache, few enough for their scores to stay there.
-constexpr int64_t QUERY_BLOCK = 2 * PRODUCT_ROWS;
-
-// scores[r][j] = queries[r] . key_j for `count` queries, rows of `stride`.
+// The rows of the next block of queries, from the `first` of `count` on.
 template <class A>
-inline void tile_scores(const A* queries, int64_t count, const A* panels, int64_t keys, int64_t D, A* scores, int64_t stride) {
-  for (int64_t j = 0; j < keys; j += PANEL<A>) product(queries, D, count, panels + j * D, D, scores + j, stride);
+inline void list_ahead(Ahead& ahead, const Rows<A>& q, const int32_t* queries, int64_t first, int64_t count, int64_t D) {
+  ahead.count = 0;
+  for (int64_t r = 0; r < smaller(count - first, QUERY_BLOCK); ++r) ahead.add_row(q[queries[first + r]], D);
 }
 
 // For each query, in blocks: visit(i, attended row before scaling, sum of numerators, largest score).
@@ -56,15 +54,14 @@ inline void attend(const Rows<A>& q, const int32_t* queries, int64_t count, A sc
   A* scores = take<A>(scratch, QUERY_BLOCK * stride);
   A* attended = take<A>(scratch, QUERY_BLOCK * D);
   A total[QUERY_BLOCK], largest[QUERY_BLOCK];
+  Ahead ahead = take_ahead<A>(QUERY_BLOCK, D, scratch);
   for (int64_t first = 0; first < count; first += QUERY_BLOCK) {
-    const int64_t here = count - first < QUERY_BLOCK ? count - first : QUERY_BLOCK;
+    const int64_t here = smaller(count - first, QUERY_BLOCK);
     for (int64_t r = 0; r < here; ++r) scale_row(q[queries[first + r]], scale, D, scaled + r * D);
-    tile_scores(scaled, here, keys.panels, keys.count, D, scores, stride);
-    for (int64_t r = 0; r < here; ++r) {
-      if (first + here + r < count) prefetch_rows(q, queries[first + here + r], 1, D);
-      total[r] = softmax_numerators(scores + r * stride, keys.count, largest + r);
-    }
-    weighted_sum(scores, stride, 1, here, keys.values, keys.count, D, false, attended, D);
+    list_ahead(ahead, q, queries, first + here, count, D);
+    tile_scores(scaled, here, keys.panels, keys.count, D, scores, stride, ahead);
+    for (int64_t r = 0; r < here; ++r) total[r] = softmax_numerators(scores + r * stride, keys.count, largest + r);
+    weighted_sum(scores, stride, 1, here, keys.values, keys.count, D, false, attended, D, ahead);
     for (int64_t r = 0; r < here; ++r) visit(queries[first + r], attended + r * D, total[r], largest[r]);
   }
   release(scratch, before);
@@ -74,6 +71,14 @@ template <class A>
 inline KeyTile<A> key_tile(const Rows<A>& k, const Rows<A>& v, const int32_t* list, int64_t count, int64_t D, Scratch& scratch) {
   const Rows<A> keys = listed_rows(k, list, count, scratch);
   return {pack_panels(keys, count, D, scratch), listed_rows(v, list, count, scratch), count};
+}
+
+// The same with the values copied: their rows lie far apart and every block of queries reads them again.
+template <class A>
+inline KeyTile<A> compact_tile(const Rows<A>& k, const Rows<A>& v, const int32_t* list, int64_t count, int64_t D, Scratch& scratch) {
+  A* values = take<A>(scratch, count * D);
+  for (int64_t j = 0; j < count; ++j) copy(values + j * D, v[list[j]], size_t(D) * sizeof(A));
+  return {pack_panels(listed_rows(k, list, count, scratch), count, D, scratch), Rows<A>{values, D, nullptr}, count};
 }
 
 }  // namespace

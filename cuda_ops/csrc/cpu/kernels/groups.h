@@ -24,19 +24,38 @@ inline Groups group_tokens(const int32_t* assignment, int64_t n, int64_t C, Scra
 
 template <class A>
 inline void scale_row(const A* row, A scale, int64_t D, A* out) {
-  for (int64_t d = 0; d < D; ++d) out[d] = row[d] * scale;
+  constexpr int L = Vec<A>::lanes;
+  int64_t d = 0;
+  for (; d + L <= D; d += L) store(out + d, load(row + d) * set(scale));
+  for (; d < D; ++d) out[d] = row[d] * scale;
+}
+
+template <class A, int V>
+inline void mean_block(const Rows<A>& x, const int32_t* members, int64_t count, A scale, int64_t d, A* mean) {
+  constexpr int L = Vec<A>::lanes;
+  vec<A> sum[V];
+  for (int v = 0; v < V; ++v) sum[v] = set(A(0));
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + AHEAD < count) prefetch_row(x[members[i + AHEAD]] + d, V * L);
+    const A* row = x[members[i]] + d;
+    for (int v = 0; v < V; ++v) sum[v] = fma(load(row + v * L), set(scale), sum[v]);
+  }
+  for (int v = 0; v < V; ++v) store(mean + d + v * L, sum[v] / set(A(count)));
 }
 
 // (sum over members, in order, of scale * x_i) / members; 0 for no members.
 template <class A>
 inline void mean_row(const Rows<A>& x, const int32_t* members, int64_t count, A scale, int64_t D, A* mean) {
-  for (int64_t d = 0; d < D; ++d) mean[d] = A(0);
-  for (int64_t i = 0; i < count; ++i) {
-    if (i + AHEAD < count) prefetch_rows(x, members[i + AHEAD], 1, D);
-    const A* row = x[members[i]];
-    for (int64_t d = 0; d < D; ++d) mean[d] += row[d] * scale;
+  constexpr int64_t L = Vec<A>::lanes;
+  if (!count) return clear(mean, size_t(D) * sizeof(A));
+  int64_t d = 0;
+  for (; d + 4 * L <= D; d += 4 * L) mean_block<A, 4>(x, members, count, scale, d, mean);
+  for (; d + L <= D; d += L) mean_block<A, 1>(x, members, count, scale, d, mean);
+  if (d < D) {
+    vec<A> sum = set(A(0));
+    for (int64_t i = 0; i < count; ++i) sum = fma(load_part(x[members[i]] + d, D - d), set(scale), sum);
+    store_part(mean + d, sum / set(A(count)), D - d);
   }
-  for (int64_t d = 0; d < D && count; ++d) mean[d] /= A(count);
 }
 
 // The listed rows of `rows`, as rows.
@@ -52,7 +71,7 @@ inline Rows<A> listed_rows(const Rows<A>& rows, const int32_t* list, int64_t cou
 template <class A>
 inline A* cluster_means(const Rows<A>& x, const Groups& groups, const int32_t* cluster, int64_t C, A scale, int64_t D, Scratch& scratch) {
   A* means = take<A>(scratch, C * D);
-  for (int64_t c = 0; c < C; ++c) mean_row(x, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), scale, D, means + c * D);
+  each(C, scratch, [&](int64_t c, Scratch&) { mean_row(x, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), scale, D, means + c * D); });
   return means;
 }
 

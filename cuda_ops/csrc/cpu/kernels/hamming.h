@@ -6,63 +6,98 @@ namespace {
 
 constexpr int64_t words_of(int64_t bits) { return (bits + 63) / 64; }
 
-// Bit p of token j = [x_j . plane_p > 0].
+// The lanes where x > 0, one bit each.
 template <class A>
-inline void hash_rows(const Rows<A>& x, int64_t n, const A* planes, int64_t P, int64_t D, uint64_t* codes, Scratch& scratch) {
-  const int64_t words = words_of(P);
+CUDA_OPS_INLINE uint32_t positive_lanes(vec<A> x) {
+  const integers<A> positive = (integers<A>)(x > set(A(0)));
+  return lanes_at_least(integers<A>{}, positive + integer<A>(1));
+}
+
+// Bit p of token j = [x_j . plane_p > 0]. The planes are the columns of the product, so that a comparison gives the bits of one token side by side.
+// With `dense`, (n, D), the rows are copied on the way.
+template <class A>
+inline void hash_rows(const Rows<A>& x, int64_t n, const A* planes, int64_t P, int64_t D, uint64_t* codes, A* dense, Scratch& scratch) {
+  constexpr int64_t L = Vec<A>::lanes;
+  const int64_t words = words_of(P), stride = panel_count<A>(P) * PANEL<A>;
   const ScratchMark before = mark(scratch);
-  A* panel = take<A>(scratch, D * PANEL<A>);
-  A* dots = take<A>(scratch, P * PANEL<A>);
-  for (int64_t first = 0; first < n; first += PANEL<A>) {
-    const int64_t count = n - first < PANEL<A> ? n - first : PANEL<A>;
-    pack_panel(x, first, n - first, D, panel);
-    product(planes, D, P, panel, D, dots, PANEL<A>);
-    for (int64_t w = 0; w < words; ++w) {
-      uint64_t word[PANEL<A>] = {};
-      const int64_t end = P - w * 64 < 64 ? P - w * 64 : 64;
-      for (int64_t p = 0; p < end; ++p) {
-        const A* dot = dots + (w * 64 + p) * PANEL<A>;
-        for (int64_t t = 0; t < PANEL<A>; ++t) word[t] |= uint64_t(dot[t] > A(0)) << p;
-      }
-      for (int64_t t = 0; t < count; ++t) codes[(first + t) * words + w] = word[t];
+  const A* panels = pack_panels(Rows<A>{planes, D, nullptr}, P, D, scratch);
+  each((n + CHUNK - 1) / CHUNK, scratch, [&](int64_t chunk, Scratch& own) {
+    A *rows = take<A>(own, QUERY_BLOCK * D), *dots = take<A>(own, QUERY_BLOCK * stride);
+    Ahead ahead = take_ahead<A>(QUERY_BLOCK, D, own);
+    const int64_t end = smaller(n, (chunk + 1) * CHUNK);
+    for (int64_t first = chunk * CHUNK; first < end; first += QUERY_BLOCK) {
+      const int64_t here = smaller(end - first, QUERY_BLOCK), later = first + here;
+      A* block = dense ? dense + first * D : rows;
+      copy_rows(rows_from(x, first), 0, here, D, block);
+      ahead.set_rows(x, later, smaller(n - later, QUERY_BLOCK), D);
+      tile_scores(block, here, panels, P, D, dots, stride, ahead);
+      for (int64_t r = 0; r < here; ++r)
+        for (int64_t w = 0; w < words; ++w) {
+          uint64_t word = 0;
+          for (int64_t p = w * 64; p < smaller(P, w * 64 + 64); p += L) word |= uint64_t(positive_lanes<A>(load(dots + r * stride + p))) << (p - w * 64);
+          codes[(first + r) * words + w] = word;
+        }
     }
-  }
+  });
   release(scratch, before);
+}
+
+// Distance and centroid in one number: its minimum is the nearest centroid, and the lowest of several.
+CUDA_OPS_INLINE void keep_nearest(Words distance, int64_t c, Words& nearest) {
+  const Words both = distance << 32 | c;
+  nearest = both < nearest ? both : nearest;
 }
 
 // The nearest centroid of each token, the lowest where several are.
 inline void assign_codes(const uint64_t* codes, int64_t n, int64_t words, const uint64_t* centroids, int64_t C, int32_t* assignment) {
-  constexpr int64_t BLOCK = 64;
-  for (int64_t first = 0; first < n; first += BLOCK) {
-    const int64_t count = n - first < BLOCK ? n - first : BLOCK;
-    uint64_t nearest[BLOCK], distance[BLOCK], cluster[BLOCK];
-    for (int64_t t = 0; t < BLOCK; ++t) {
-      nearest[t] = ~uint64_t(0);
-      cluster[t] = 0;
-    }
-    for (int64_t c = 0; c < C; ++c) {
-      if (words == 1) {
-        for (int64_t t = 0; t < count; ++t) distance[t] = uint64_t(__builtin_popcountll(codes[first + t] ^ centroids[c]));
-      } else {
-        for (int64_t t = 0; t < count; ++t) {
-          distance[t] = 0;
-          for (int64_t w = 0; w < words; ++w) distance[t] += uint64_t(__builtin_popcountll(codes[(first + t) * words + w] ^ centroids[c * words + w]));
+  constexpr int BLOCK = 4;  // vectors
+  constexpr int64_t TOKENS = BLOCK * WORD_LANES;
+  for (int64_t first = 0; first < n; first += TOKENS) {
+    const int64_t count = smaller(n - first, TOKENS);
+    Words nearest[BLOCK], code[BLOCK] = {};
+    for (int b = 0; b < BLOCK; ++b) nearest[b] = Words{} + INT64_MAX;
+    if (words == 1) {
+      copy(code, codes + first, size_t(count) * 8);
+      for (int64_t c = 0; c < C; ++c)
+        for (int b = 0; b < BLOCK; ++b) keep_nearest(ones_of(code[b] ^ int64_t(centroids[c])), c, nearest[b]);
+    } else {
+      for (int64_t c = 0; c < C; ++c)
+        for (int b = 0; b < BLOCK; ++b) {
+          Words distance = {};
+          for (int64_t w = 0; w < words; ++w) {
+            for (int64_t t = b * WORD_LANES; t < smaller(count, (b + 1) * WORD_LANES); ++t) code[b][t - b * WORD_LANES] = int64_t(codes[(first + t) * words + w]);
+            distance += ones_of(code[b] ^ int64_t(centroids[c * words + w]));
+          }
+          keep_nearest(distance, c, nearest[b]);
         }
-      }
-      for (int64_t t = 0; t < count; ++t) {
-        const bool nearer = distance[t] < nearest[t];
-        nearest[t] = nearer ? distance[t] : nearest[t];
-        cluster[t] = nearer ? uint64_t(c) : cluster[t];
-      }
     }
+    int64_t cluster[TOKENS];
+    memcpy(cluster, nearest, sizeof cluster);
     for (int64_t t = 0; t < count; ++t) assignment[first + t] = int32_t(cluster[t]);
   }
 }
 
 // Adds (sign 1) or removes (sign -1) a token's bits to the counters of a cluster.
 inline void count_bits(const uint64_t* code, int64_t words, int32_t sign, int32_t* ones) {
+  using I = integers<float>;
+  constexpr int L = Vec<float>::lanes;
+  const I bit = lane_bits<float>();
   for (int64_t w = 0; w < words; ++w)
-    for (int64_t p = 0; p < 64; ++p) ones[w * 64 + p] += sign * int32_t((code[w] >> p) & 1);
+    for (int64_t p = 0; p < 64; p += L) {
+      const I here = (I{} + int32_t(code[w] >> p)) & bit, count = load_as<I>(ones + w * 64 + p) + (here != 0 ? I{} + sign : I{});
+      memcpy(ones + w * 64 + p, &count, sizeof count);
+    }
+}
+
+// The bits that more than half of the members have.
+inline uint64_t majority(const int32_t* ones, int32_t members) {
+  using I = integers<float>;
+  uint64_t word = 0;
+  for (int p = 0; p < 64; p += Vec<float>::lanes) {
+    const I count = load_as<I>(ones + p);
+    word |= uint64_t(lanes_at_least(count + count, I{} + (members + 1))) << p;
+  }
+  return word;
 }
 
 // K-means: centroid c starts from the code of token floor(c n / C); a centroid is the bitwise majority of its members (a tie gives 0), an empty one stays;
@@ -77,7 +112,10 @@ inline void cluster_hamming(const uint64_t* codes, int64_t n, int64_t words, int
   for (int64_t c = 0; c < C; ++c) copy(centroids + c * words, codes + (c * n / C) * words, size_t(words) * 8);
   for (int64_t i = 0; i < n; ++i) assignment[i] = -1;
   for (int64_t round = 0;; ++round) {
-    assign_codes(codes, n, words, centroids, C, next);
+    each((n + CHUNK - 1) / CHUNK, scratch, [&](int64_t chunk, Scratch&) {
+      const int64_t first = chunk * CHUNK;
+      assign_codes(codes + first * words, smaller(n - first, CHUNK), words, centroids, C, next + first);
+    });
     if (round == iterations) break;
     for (int64_t i = 0; i < n; ++i) {
       if (next[i] == assignment[i]) continue;
@@ -93,8 +131,7 @@ inline void cluster_hamming(const uint64_t* codes, int64_t n, int64_t words, int
     for (int64_t c = 0; c < C; ++c) {
       if (!members[c]) continue;
       for (int64_t w = 0; w < words; ++w) {
-        uint64_t word = 0;
-        for (int64_t p = 0; p < 64; ++p) word |= uint64_t(2 * int64_t(ones[(c * words + w) * 64 + p]) > members[c]) << p;
+        const uint64_t word = majority(ones + (c * words + w) * 64, members[c]);
         changed |= word != centroids[c * words + w];
         centroids[c * words + w] = word;
       }

@@ -44,7 +44,7 @@ void hash_vectors(const Slice& x, const Valid& valid, const Sizes& s, const void
   const int64_t words = words_of(s.P);
   clear(codes, size_t(s.N * words) * 8);
   uint64_t* compact = take<uint64_t>(scratch, valid.n * words);
-  hash_rows(valid_rows<A>(x, valid, s.D, scratch), valid.n, static_cast<const A*>(planes), s.P, s.D, compact, scratch);
+  hash_rows(valid_rows<A>(x, valid, s.D, scratch), valid.n, static_cast<const A*>(planes), s.P, s.D, compact, static_cast<A*>(nullptr), scratch);
   for (int64_t i = 0; i < valid.n; ++i) copy(codes + valid.position[i] * words, compact + i * words, size_t(words) * 8);
 }
 
@@ -135,14 +135,17 @@ void centroid_attention(const void* scores, int64_t score_stride, const Slice& v
     const int64_t count = valid_top(top_keys + c * s.K, s.K, s.N, index, top);
     total[c] = centroid_numerators(weights + c * stride, valid.n, top, count, mass + c, log_sum + c);
   }
-  sums_by_block(weights, stride, s.C, values, valid.n, s.D, out, s.D);
+  sums_by_block(weights, stride, 1, s.C, values, valid.n, s.D, out, s.D, scratch);
   for (int64_t c = 0; c < s.C; ++c) divide_row(out + c * s.D, total[c], s.D);
 }
 
+// to = row * factor + shared, rounded twice: a sum of two stages.
 template <class A>
-inline void scale_attended(A* row, A mass, A total, int64_t D) {
-  const A factor = mass / total;
-  for (int64_t d = 0; d < D; ++d) row[d] *= factor;
+inline void add_shared(const A* row, A factor, const A* shared, int64_t D, A* to) {
+  constexpr int L = Vec<A>::lanes;
+  int64_t d = 0;
+  for (; d + L <= D; d += L) store(to + d, load(row + d) * set(factor) + load(shared + d));
+  for (; d < D; ++d) to[d] = row[d] * factor + shared[d];
 }
 
 template <class A>
@@ -161,8 +164,7 @@ void exact_attention(const Slice& q, const Slice& k, const Slice& v, const int32
     const KeyTile<A> tile = key_tile(valid_rows<A>(k, keys, s.D, scratch), valid_rows<A>(v, keys, s.D, scratch), index, count, s.D, scratch);
     const A mass = static_cast<const A*>(top_mass)[c];
     attend(valid_rows<A>(q, members, s.D, scratch), index, members.n, A(scale), tile, s.D, scratch, [&](int32_t i, A* row, A total, A) {
-      scale_attended(row, mass, total, s.D);
-      copy(result + members.position[i] * s.D, row, size_t(s.D) * sizeof(A));
+      scale_row(row, mass / total, s.D, result + members.position[i] * s.D);
     });
   }
 }
@@ -181,16 +183,10 @@ inline void attend_all(const HeadForward& head, const Rows<A>& q, const Rows<A>&
   });
 }
 
-// scores[c][j] = means_c . k_j, one panel of keys at a time.
+// scores[c][j] = means_c . k_j.
 template <class A>
 inline void panel_scores(const A* means, int64_t C, const Rows<A>& k, int64_t n, int64_t D, A* scores, int64_t stride, Scratch& scratch) {
-  const ScratchMark before = mark(scratch);
-  A* panel = take<A>(scratch, D * PANEL<A>);
-  for (int64_t j = 0; j < n; j += PANEL<A>) {
-    pack_panel(k, j, n - j, D, panel);
-    product(means, D, C, panel, D, scores + j, stride);
-  }
-  release(scratch, before);
+  each_panel(k, n, D, scratch, [&](int64_t first, int64_t, const A* panel, Ahead& ahead, Scratch&) { product(means, D, C, panel, D, scores + first, stride, ahead); });
 }
 
 // The decision for every cluster from those of the clusters with members. An empty one scores 0 everywhere: its top keys are the lowest.
@@ -205,13 +201,15 @@ inline void write_all_top(const HeadForward& head, const Groups& groups, const i
 }
 
 template <class A>
-inline void clustered_rows(const HeadForward& head, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, A* log_mass, Scratch& scratch) {
+inline void clustered_rows(const HeadForward& head, const Rows<A>& strided, const Rows<A>& k, const Rows<A>& v, A* log_mass, Scratch& scratch) {
   const Sizes& s = head.sizes;
   const Valid& valid = head.valid;
   const int64_t n = valid.n, words = words_of(s.P), D = s.D, K = smaller(s.K, n);
   uint64_t *codes = take<uint64_t>(scratch, n * words), *centroids = take<uint64_t>(scratch, s.C * words);
   int32_t* assignment = take<int32_t>(scratch, n);
-  hash_rows(q, n, static_cast<const A*>(head.planes), s.P, D, codes, scratch);
+  A* dense = take<A>(scratch, n * D);
+  hash_rows(strided, n, static_cast<const A*>(head.planes), s.P, D, codes, dense, scratch);
+  const Rows<A> q{dense, D, nullptr};
   cluster_hamming(codes, n, words, s.C, head.iterations, assignment, centroids, scratch);
   scatter_valid(assignment, valid, s.N, head.assignment);
 
@@ -220,36 +218,39 @@ inline void clustered_rows(const HeadForward& head, const Rows<A>& q, const Rows
   int32_t* cluster = take<int32_t>(scratch, smaller(s.C, n));
   const int64_t C = filled_clusters(groups, s.C, cluster);
   const A* means = cluster_means(q, groups, cluster, C, A(head.scale), D, scratch);
-  const int64_t stride = panel_count<A>(n) * PANEL<A>;
+  const int64_t stride = score_stride<A>(n);
   A *weights = take<A>(scratch, C * stride), *total = take<A>(scratch, C), *mass = take<A>(scratch, C), *log_sum = take<A>(scratch, C);
   panel_scores(means, C, k, n, D, weights, stride, scratch);
   int32_t* top = take<int32_t>(scratch, C * K);
-  for (int64_t c = 0; c < C; ++c) {
-    select_top(weights + c * stride, n, K, top + c * K, scratch);
+  each(C, scratch, [&](int64_t c, Scratch& own) {
+    select_top(weights + c * stride, n, K, top + c * K, own);
     total[c] = centroid_numerators(weights + c * stride, n, top + c * K, K, mass + c, log_sum + c);
-  }
+  });
   A* rest = take<A>(scratch, C * D);
-  sums_by_block(weights, stride, C, v, n, D, rest, D);
+  const int64_t parts = scratch.shared ? (C + SUM_ROWS - 1) / SUM_ROWS : 1;
+  each(parts, scratch, [&](int64_t part, Scratch& own) {
+    const int64_t c = part * C / parts, next = (part + 1) * C / parts;
+    sums_by_block(weights + c * stride, stride, 1, next - c, v, n, D, rest + c * D, D, own);
+  });
   for (int64_t c = 0; c < C; ++c) divide_row(rest + c * D, total[c], D);
 
   write_all_top(head, groups, top, K, scratch);
-  const ScratchMark before = mark(scratch);
-  for (int64_t c = 0; c < C; ++c, release(scratch, before)) {
+  each(C, scratch, [&](int64_t c, Scratch& own) {
     const int32_t* members = groups.order + groups.first[cluster[c]];
     const int64_t count = groups.size(cluster[c]);
     const A* shared = rest + c * D;
     for (int64_t i = 0; i < count; ++i) log_mass[members[i]] = log_sum[c];
     if (!K) {
       for (int64_t i = 0; i < count; ++i) write_row(head.out, valid.position[members[i]], D, shared);
-      continue;
+      return;
     }
-    const KeyTile<A> tile = key_tile(k, v, top + c * K, K, D, scratch);
-    attend(q, members, count, A(head.scale), tile, D, scratch, [&](int32_t i, A* row, A sum, A) {
-      scale_attended(row, mass[c], sum, D);
-      for (int64_t d = 0; d < D; ++d) row[d] += shared[d];
-      write_row(head.out, valid.position[i], D, row);
+    const KeyTile<A> tile = compact_tile(k, v, top + c * K, K, D, own);
+    attend(q, members, count, A(head.scale), tile, D, own, [&](int32_t i, A* row, A sum, A) {
+      A* to = own_row<A>(head.out, valid.position[i]);
+      add_shared(row, mass[c] / sum, shared, D, to ? to : row);
+      if (!to) write_row(head.out, valid.position[i], D, row);
     });
-  }
+  });
 }
 
 // One fused forward: decisions of -1 where there are none, zeros on padding, and `rows` for the rows that are clustered.

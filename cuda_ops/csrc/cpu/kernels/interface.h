@@ -31,6 +31,7 @@ struct ScratchBlock {
 struct Scratch {
   ScratchBlock* first;
   ScratchBlock* current;
+  bool shared;  // other workers are free to help with this head
 };
 
 struct Sizes {
@@ -105,7 +106,8 @@ const Kernels* avx2_kernels(Dtype accumulation);
 const Kernels* avx512_kernels(Dtype accumulation);
 #endif
 
-// Defined on the torch side: throws, and does not return.
-[[noreturn]] void out_of_memory(size_t bytes);
+// Defined on the torch side.
+ScratchBlock* new_block(size_t capacity);  // throws where there is no memory
+void share(int64_t count, void (*task)(const void* what, int64_t i, Scratch&), const void* what);  // task(what, i) for all i below `count`, on all workers
 
 }  // namespace cuda_ops

@@ -15,22 +15,25 @@ inline int64_t panel_count(int64_t n) {
   return (n + PANEL<A> - 1) / PANEL<A>;
 }
 
-// Of the `left` rows from `first` on; those after them are fetched ahead.
+// Elements from one row of n scores to the next: whole panels, and never a multiple of a page, whose rows would share the sets of a cache.
+template <class A>
+inline int64_t score_stride(int64_t n) {
+  return (panel_count<A>(n) | 1) * PANEL<A>;
+}
+
+// Of the `left` rows from `first` on.
 template <class A>
 inline void pack_panel(const Rows<A>& rows, int64_t first, int64_t left, int64_t D, A* panel) {
   constexpr int L = Vec<A>::lanes;
   for (int64_t half = 0; half < PANEL<A>; half += L) {
     const int64_t here = left - half < 0 ? 0 : smaller(left - half, L);
-    const A *row[L], *later[L];
+    const A* row[L];
     for (int64_t t = 0; t < here; ++t) row[t] = rows[first + half + t];
-    const int64_t ahead = left - half < PANEL<A> ? 0 : smaller(left - half - L, L);
-    for (int64_t t = 0; t < ahead; ++t) later[t] = rows[first + half + L + t];
     int64_t d = 0;
     if (here == L)
       for (; d + L <= D; d += L) {
         vec<A> block[L];
         for (int t = 0; t < L; ++t) block[t] = load(row[t] + d);
-        for (int64_t t = 0; t < ahead; ++t) __builtin_prefetch(later[t] + d);
         transpose<A>(block);
         for (int t = 0; t < L; ++t) store(panel + (d + t) * PANEL<A> + half, block[t]);
       }
@@ -39,6 +42,26 @@ inline void pack_panel(const Rows<A>& rows, int64_t first, int64_t left, int64_t
       for (int64_t t = here; t < L; ++t) panel[d * PANEL<A> + half + t] = A(0);
     }
   }
+}
+
+// Tokens that one worker takes at a time, in whole panels.
+constexpr int64_t CHUNK = 512;
+
+// visit(first, count, panel, ahead, scratch) for every panel of n rows; `ahead` holds the lines of the next one.
+template <class A, class Visit>
+inline void each_panel(const Rows<A>& rows, int64_t n, int64_t D, Scratch& scratch, const Visit& visit) {
+  each((n + CHUNK - 1) / CHUNK, scratch, [&](int64_t chunk, Scratch& own) {
+    A* panel = take<A>(own, D * PANEL<A>);
+    Ahead ahead = take_ahead<A>(2 * PANEL<A>, D, own);  // the visitor may add as many
+    const ScratchMark before = mark(own);
+    const int64_t end = smaller(n, (chunk + 1) * CHUNK);
+    for (int64_t first = chunk * CHUNK; first < end; first += PANEL<A>, release(own, before)) {
+      const int64_t count = smaller(end - first, PANEL<A>), later = first + count;
+      pack_panel(rows, first, count, D, panel);
+      ahead.set_rows(rows, later, smaller(n - later, PANEL<A>), D);
+      visit(first, count, panel, ahead, own);
+    }
+  });
 }
 
 // All n rows as consecutive panels.
@@ -51,11 +74,13 @@ inline A* pack_panels(const Rows<A>& rows, int64_t n, int64_t D, Scratch& scratc
 
 // out[r][t] = sum_d row_r[d] * panel[d][t] for `count` rows and the PANEL columns of one panel.
 template <class A, int R>
-inline void product_block(const A* rows, int64_t row_stride, const A* panel, int64_t D, A* out, int64_t out_stride) {
+inline void product_block(const A* rows, int64_t row_stride, const A* panel, int64_t D, A* out, int64_t out_stride, Ahead& lines) {
   constexpr int L = Vec<A>::lanes;
   vec<A> sum[R][2];
   for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = set(A(0));
+  Ahead ahead = lines;
   for (int64_t d = 0; d < D; ++d) {
+    ahead.next();
     const vec<A> low = load(panel + d * PANEL<A>), high = load(panel + d * PANEL<A> + L);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -64,6 +89,7 @@ inline void product_block(const A* rows, int64_t row_stride, const A* panel, int
       sum[r][1] = fma(x, high, sum[r][1]);
     }
   }
+  lines.count = ahead.count;
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     store(out + r * out_stride, sum[r][0]);
@@ -78,17 +104,26 @@ constexpr int PRODUCT_ROWS = 5, SUM_ROWS = 3;
 #endif
 
 template <class A, int R = PRODUCT_ROWS>
-inline void product(const A* rows, int64_t row_stride, int64_t count, const A* panel, int64_t D, A* out, int64_t out_stride) {
+inline void product(const A* rows, int64_t row_stride, int64_t count, const A* panel, int64_t D, A* out, int64_t out_stride, Ahead& ahead = nothing_ahead) {
   if constexpr (R > 0) {
-    for (; count >= R; count -= R, rows += R * row_stride, out += R * out_stride) product_block<A, R>(rows, row_stride, panel, D, out, out_stride);
-    product<A, R - 1>(rows, row_stride, count, panel, D, out, out_stride);
+    for (; count >= R; count -= R, rows += R * row_stride, out += R * out_stride) product_block<A, R>(rows, row_stride, panel, D, out, out_stride, ahead);
+    product<A, R - 1>(rows, row_stride, count, panel, D, out, out_stride, ahead);
   }
+}
+
+// Queries at a time: enough to use a panel from cache, few enough for their scores to stay there.
+constexpr int64_t QUERY_BLOCK = 2 * PRODUCT_ROWS;
+
+// scores[r][j] = queries[r] . key_j for `count` queries, rows of `stride`.
+template <class A>
+inline void tile_scores(const A* queries, int64_t count, const A* panels, int64_t keys, int64_t D, A* scores, int64_t stride, Ahead& ahead = nothing_ahead) {
+  for (int64_t j = 0; j < keys; j += PANEL<A>) product(queries, D, count, panels + j * D, D, scores + j, stride, ahead);
 }
 
 // out[r][d] (+)= sum_j weight[r * weight_stride + j * weight_step] * rows[j][d], j = 0 … n - 1 in this order, for R rows and V vectors of d.
 template <class A, int R, int V, bool whole>
 inline void weighted_block(const A* weights, int64_t weight_stride, int64_t weight_step, const Rows<A>& rows, int64_t n, int64_t d, int64_t D, bool add, A* out,
-                           int64_t out_stride) {
+                           int64_t out_stride, Ahead& lines) {
   constexpr int L = Vec<A>::lanes;
   const int64_t last = whole ? L : D - d - (V - 1) * L;  // lanes of the last vector
   vec<A> sum[R][V];
@@ -97,7 +132,9 @@ inline void weighted_block(const A* weights, int64_t weight_stride, int64_t weig
       const A* from = out + r * out_stride + d + v * L;
       sum[r][v] = !add ? set(A(0)) : whole || v < V - 1 ? load(from) : load_part(from, last);
     }
+  Ahead ahead = lines;
   for (int64_t j = 0; j < n; ++j) {
+    ahead.next();
     const A* row = rows[j] + d;
     vec<A> x[V];
     for (int v = 0; v < V; ++v) x[v] = whole || v < V - 1 ? load(row + v * L) : load_part(row + v * L, last);
@@ -108,6 +145,7 @@ inline void weighted_block(const A* weights, int64_t weight_stride, int64_t weig
       for (int v = 0; v < V; ++v) sum[r][v] = fma(w, x[v], sum[r][v]);
     }
   }
+  lines.count = ahead.count;
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v) {
       A* to = out + r * out_stride + d + v * L;
@@ -120,40 +158,46 @@ inline void weighted_block(const A* weights, int64_t weight_stride, int64_t weig
 
 template <class A, int R>
 inline void weighted_rows(const A* weights, int64_t weight_stride, int64_t weight_step, const Rows<A>& rows, int64_t n, int64_t D, bool add, A* out,
-                          int64_t out_stride) {
+                          int64_t out_stride, Ahead& ahead) {
   constexpr int L = Vec<A>::lanes;
   int64_t d = 0;
-  for (; d + 4 * L <= D; d += 4 * L) weighted_block<A, R, 4, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride);
-  for (; d + 2 * L <= D; d += 2 * L) weighted_block<A, R, 2, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride);
-  for (; d + L <= D; d += L) weighted_block<A, R, 1, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride);
-  if (d < D) weighted_block<A, R, 1, false>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride);
+  for (; d + 4 * L <= D; d += 4 * L) weighted_block<A, R, 4, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
+  for (; d + 2 * L <= D; d += 2 * L) weighted_block<A, R, 2, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
+  for (; d + L <= D; d += L) weighted_block<A, R, 1, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
+  if (d < D) weighted_block<A, R, 1, false>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
 }
 
 template <class A, int R = SUM_ROWS>
 inline void weighted_sum(const A* weights, int64_t weight_stride, int64_t weight_step, int64_t count, const Rows<A>& rows, int64_t n, int64_t D, bool add, A* out,
-                         int64_t out_stride) {
+                         int64_t out_stride, Ahead& ahead = nothing_ahead) {
   if constexpr (R > 0) {
     for (; count >= R; count -= R, weights += R * weight_stride, out += R * out_stride)
-      weighted_rows<A, R>(weights, weight_stride, weight_step, rows, n, D, add, out, out_stride);
-    weighted_sum<A, R - 1>(weights, weight_stride, weight_step, count, rows, n, D, add, out, out_stride);
+      weighted_rows<A, R>(weights, weight_stride, weight_step, rows, n, D, add, out, out_stride, ahead);
+    weighted_sum<A, R - 1>(weights, weight_stride, weight_step, count, rows, n, D, add, out, out_stride, ahead);
   }
 }
 
 // Rows at a time that stay in the nearest cache while all sums take their share of them.
 constexpr int64_t ROW_BLOCK = 48;
 
-// weighted_sum over many rows for `count` sums: every row comes from memory once.
+// weighted_sum over many rows for `count` sums: every row comes from memory once. The sums are dealt out evenly: a block of few would wait for its rows.
 template <class A>
-inline void sums_by_block(const A* weights, int64_t weight_stride, int64_t count, const Rows<A>& rows, int64_t n, int64_t D, A* out, int64_t out_stride) {
+inline void sums_by_block(const A* weights, int64_t weight_stride, int64_t weight_step, int64_t count, const Rows<A>& rows, int64_t n, int64_t D, A* out, int64_t out_stride, Scratch& scratch) {
+  const ScratchMark before = mark(scratch);
+  Ahead ahead = take_ahead<A>(ROW_BLOCK, D, scratch);
   if (!n)
     for (int64_t r = 0; r < count; ++r) clear(out + r * out_stride, size_t(D) * sizeof(A));
-  const int64_t share = ROW_BLOCK / ((count + SUM_ROWS - 1) / SUM_ROWS + 1) + 1;
-  for (int64_t i = 0; i < n; i += ROW_BLOCK)
-    for (int64_t r = 0, later = i + ROW_BLOCK; r < count; r += SUM_ROWS, later += share) {
-      if (later < n) prefetch_rows(rows, later, smaller(n - later, share), D);
-      weighted_sum(weights + r * weight_stride + i, weight_stride, 1, smaller(count - r, SUM_ROWS), rows_from(rows, i), smaller(n - i, ROW_BLOCK), D, i > 0,
-                   out + r * out_stride, out_stride);
+  const int64_t blocks = (count + SUM_ROWS - 1) / SUM_ROWS;
+  for (int64_t i = 0; i < n; i += ROW_BLOCK) {
+    const int64_t later = smaller(n, i + ROW_BLOCK);
+    ahead.set_rows(rows, later, smaller(n - later, ROW_BLOCK), D);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t r = b * count / blocks, next = (b + 1) * count / blocks;
+      weighted_sum(weights + r * weight_stride + i * weight_step, weight_stride, weight_step, next - r, rows_from(rows, i), smaller(n - i, ROW_BLOCK), D, i > 0,
+                   out + r * out_stride, out_stride, ahead);
     }
+  }
+  release(scratch, before);
 }
 
 // a . b in the order of vectors, then of lanes.

@@ -27,8 +27,7 @@ struct ClusterGradients {
 template <class A>
 inline void normalised_weights(const ClusterView<A>& view, A half, int64_t i, A* row, A* near, A* tail) {
   const int64_t width = view.band.width;
-  A total = weigh_query(view, half, i, row, near, tail).total;
-  for (int64_t w = 0; w < width; ++w) total += near[w] - tail[w];
+  const A total = weigh_query(view, half, i, row, near, tail).total;
   divide_row(row, total, view.columns());
   divide_row(near, total, width);
   divide_row(tail, total, width);
@@ -36,10 +35,10 @@ inline void normalised_weights(const ClusterView<A>& view, A half, int64_t i, A*
 
 template <class A>
 inline void refined_cluster_backward(const ClusterView<A>& view, const int32_t* top, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, const Rows<A>& g,
-                                     const int32_t* queries, int64_t count, A scale, int64_t n, int64_t D, A* grad_q, KeyGradients<A> grads,
+                                     const int32_t* queries, int64_t count, A scale, int64_t D, A* grad_q, KeyGradients<A> grads,
                                      ClusterGradients<A> out, Scratch& scratch) {
   const int64_t K = view.exact.count, M = view.cells.count, first_cell = view.first_cell(), stride = view.stride(), W = view.band.W, width = view.band.width,
-                band = round_up(width, Vec<A>::lanes);
+                band = view.band.stride;
   const A *exact_values = pack_panels(view.exact.values, K, D, scratch), *cell_values = pack_panels(view.cells.values, M, D, scratch);
   A *x = take<A>(scratch, QUERY_BLOCK * D), *delta = take<A>(scratch, QUERY_BLOCK * D), *grad = take<A>(scratch, QUERY_BLOCK * D);
   A *x_grad = take<A>(scratch, QUERY_BLOCK * D), *delta_grad = take<A>(scratch, QUERY_BLOCK * D);
@@ -68,14 +67,14 @@ inline void refined_cluster_backward(const ClusterView<A>& view, const int32_t* 
       A output = dot(p, dp, view.columns());  // G.o, with the band's share below
       for (int64_t w = 0; w < width; ++w) {
         const int64_t j = i + w - W;
-        if (j >= 0 && j < n && !view.is_top[j]) output += (b[w] - t[w]) * row_product(grad + r * D, v[j], D);
+        if (!view.marks.holds(view.c, j)) output += (b[w] - t[w]) * row_product(grad + r * D, v[j], D);
       }
       for (int64_t j = 0; j < view.columns(); ++j) dp[j] = p[j] * (dp[j] - output);
       A* cells = dp + first_cell;
       for (int64_t m = 0; m < M; ++m) out.log_mass[m] += cells[m];
       for (int64_t w = 0; w < width; ++w) {
         const int64_t j = i + w - W;
-        if (j < 0 || j >= n || view.is_top[j]) continue;
+        if (view.marks.holds(view.c, j)) continue;
         const A beyond = row_product(grad + r * D, v[j], D) - output, exact = b[w] * beyond, counted = -t[w] * beyond;
         add_scaled(k[j], exact, D, x_grad + r * D);
         add_scaled(x + r * D, exact, D, grads.k + j * D);
@@ -111,49 +110,46 @@ inline void refined_cluster_backward(const ClusterView<A>& view, const int32_t* 
 
 // From the gradients of the cells to those of the scores (C, stride), keys and values.
 template <class A>
-inline void tail_backward(const Rows<A>& k, const Rows<A>& v, int64_t n, const Groups& groups, int64_t M, const int32_t* key_cluster, const A* scores, int64_t stride,
-                          const TopLists& top, const Marks& marks, const Tails<A>& tail, const TailGradients<A>& grad, int64_t C, int64_t D, A* score_grad, KeyGradients<A> grads, Scratch& scratch) {
-  const int64_t padded = round_up(n, Vec<A>::lanes);
-  A *weights = take<A>(scratch, C * padded), *spreading = take<A>(scratch, C * padded), *largest = take<A>(scratch, M);
-  int64_t* tail_size = take<int64_t>(scratch, M);
-  const int32_t* rank = rank_in_groups(groups, n, M, scratch);
-  for (int64_t c = 0; c < C; ++c)
-    cell_weights(scores + c * stride, groups, M, rank, key_cluster, top.keys + c * top.stride, top.found[c], weights + c * padded, largest, tail_size);
+inline void tail_backward(const Rows<A>& k, const Rows<A>& v, const Groups& groups, int64_t M, const A* by_token, int64_t stride, const Marks& marks,
+                          const Tails<A>& tail, const TailGradients<A>& grad, int64_t C, int64_t D, A* score_grad, KeyGradients<A> grads, Scratch& scratch) {
+  const int64_t lanes = token_stride<A>(C);
   const ScratchMark before = mark(scratch);
   for (int64_t m = 0; m < M; ++m, release(scratch, before)) {
-    const int64_t first = groups.first[m], count = groups.size(m), width = panel_count<A>(count) * PANEL<A>;
+    const int64_t count = groups.size(m), width = panel_count<A>(count) * PANEL<A>;
     if (!count) continue;
-    const int32_t* members = groups.order + first;
+    const int32_t* members = groups.order + groups.first[m];
     const Rows<A> keys = listed_rows(k, members, count, scratch), values = listed_rows(v, members, count, scratch);
     const A *key_panels = pack_panels(keys, count, D, scratch), *value_panels = pack_panels(values, count, D, scratch);
+    A *weights = take<A>(scratch, count * lanes), *spreading = take<A>(scratch, count * lanes), *unused = zeros<A>(count, scratch);
+    for (int64_t c = 0; c < C; c += Vec<A>::lanes) weigh_keys(by_token, lanes, members, count, marks, c, unused, weights);
     A *by_key = take<A>(scratch, width), *by_value = take<A>(scratch, width), *key_grad = zeros<A>(count * D, scratch), *value_grad = zeros<A>(count * D, scratch);
     A* own = zeros<A>(count, scratch);
     for (int64_t c = 0; c < C; ++c) {
       const int64_t cell = c * M + m;
-      A *omega = weights + c * padded + first, *spread = spreading + c * padded + first;
       const A *key = tail.keys + cell * D, *value = tail.values + cell * D, *dkey = grad.keys + cell * D, *dvalue = grad.values + cell * D;
       A total = A(0);
-      for (int64_t i = 0; i < count; ++i) total += omega[i];
+      for (int64_t i = 0; i < count; ++i) total += weights[i * lanes + c];
       tile_scores(dkey, 1, key_panels, count, D, by_key, width);
       tile_scores(dvalue, 1, value_panels, count, D, by_value, width);
       const A at_mean = row_product(dkey, key, D) + row_product(dvalue, value, D);
       for (int64_t i = 0; i < count; ++i) {
-        spread[i] = A(0);
-        if (marks.row(c)[members[i]]) {
-          omega[i] = A(0);
+        A &omega = weights[i * lanes + c], &spread = spreading[i * lanes + c];
+        spread = A(0);
+        if (marks.holds(c, members[i])) {
+          omega = A(0);
           continue;
         }
-        omega[i] /= total;
+        omega /= total;
         const A away = square_distance(keys[i], key, D) / A(D) - tail.spread[cell];
-        score_grad[c * stride + members[i]] += omega[i] * (grad.log_mass[cell] + by_key[i] + by_value[i] - at_mean + grad.spread[cell] * away);
-        const A towards = 2 * omega[i] * grad.spread[cell] / A(D);
+        score_grad[c * stride + members[i]] += omega * (grad.log_mass[cell] + by_key[i] + by_value[i] - at_mean + grad.spread[cell] * away);
+        const A towards = 2 * omega * grad.spread[cell] / A(D);
         own[i] += towards;
-        spread[i] = -towards;
+        spread = -towards;
       }
     }
-    weighted_sum(weights + first, 1, padded, count, Rows<A>{grad.keys + m * D, M * D, nullptr}, C, D, true, key_grad, D);
-    weighted_sum(spreading + first, 1, padded, count, Rows<A>{tail.keys + m * D, M * D, nullptr}, C, D, true, key_grad, D);
-    weighted_sum(weights + first, 1, padded, count, Rows<A>{grad.values + m * D, M * D, nullptr}, C, D, true, value_grad, D);
+    weighted_sum(weights, lanes, 1, count, Rows<A>{grad.keys + m * D, M * D, nullptr}, C, D, true, key_grad, D);
+    weighted_sum(spreading, lanes, 1, count, Rows<A>{tail.keys + m * D, M * D, nullptr}, C, D, true, key_grad, D);
+    weighted_sum(weights, lanes, 1, count, Rows<A>{grad.values + m * D, M * D, nullptr}, C, D, true, value_grad, D);
     for (int64_t i = 0; i < count; ++i) {
       add_scaled(keys[i], own[i], D, key_grad + i * D);
       add_row(key_grad + i * D, D, grads.k + members[i] * D);
@@ -166,7 +162,7 @@ template <class A>
 inline void refined_backward_rows(const HeadBackward& head, int64_t h, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, const Rows<A>& g, A* grad_q,
                                   KeyGradients<A> grads, Scratch& scratch) {
   const Sizes& s = head.sizes;
-  const int64_t n = head.valid.n, D = s.D, M = s.M, stride = panel_count<A>(n) * PANEL<A>;
+  const int64_t n = head.valid.n, D = s.D, M = s.M, stride = score_stride<A>(n);
   const A scale = A(head.scale);
   int32_t* named = gather_valid(head.key_assignment[h], head.valid, scratch);
   for (int64_t i = 0; i < n; ++i) named[i] = named[i] < 0 || named[i] >= M ? 0 : named[i];
@@ -183,17 +179,18 @@ inline void refined_backward_rows(const HeadBackward& head, int64_t h, const Row
   list_top(head.top_keys[h], cluster, C, s, index, top, tops);
   const Marks marks = mark_top({top, tops, s.K}, C, n, W, scratch);
   const Band<A> band = band_products(q, k, n, W, scale, D, scratch);
-  const Tails<A> tail = tails(k, v, n, key_groups, M, key_cluster, scores, stride, {top, tops, s.K}, C, D, scratch);
+  const A* by_token = turn_all_scores(scores, stride, C, n, scratch);
+  const Tails<A> tail = tails(k, v, key_groups, M, by_token, marks, C, D, scratch);
   const TailGradients<A> tail_grad{take<A>(scratch, C * M), take<A>(scratch, C * M), take<A>(scratch, C * M * D), take<A>(scratch, C * M * D)};
   const ScratchMark before = mark(scratch);
   for (int64_t c = 0; c < C; ++c, release(scratch, before)) {
-    const ClusterView<A> view = view_of_cluster(tail, c, means, scores + c * stride, marks.row(c), top + c * s.K, tops[c], M, band, key_cluster, k, v, D, scratch);
+    const ClusterView<A> view = view_of_cluster(tail, c, means, scores + c * stride, marks, top + c * s.K, tops[c], M, band, key_cluster, k, v, D, scratch);
     const ClusterGradients<A> out{mean_grad + c * D,        score_grad + c * stride,       tail_grad.log_mass + c * M,
                                   tail_grad.spread + c * M, tail_grad.keys + c * M * D, tail_grad.values + c * M * D};
-    refined_cluster_backward(view, top + c * s.K, q, k, v, g, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), scale, n, D, grad_q, grads, out,
+    refined_cluster_backward(view, top + c * s.K, q, k, v, g, groups.order + groups.first[cluster[c]], groups.size(cluster[c]), scale, D, grad_q, grads, out,
                              scratch);
   }
-  tail_backward(k, v, n, key_groups, M, key_cluster, scores, stride, {top, tops, s.K}, marks, tail, tail_grad, C, D, score_grad, grads, scratch);
+  tail_backward(k, v, key_groups, M, by_token, stride, marks, tail, tail_grad, C, D, score_grad, grads, scratch);
   weighted_sum(score_grad, stride, 1, C, k, n, D, true, mean_grad, D);
   weighted_sum(score_grad, 1, stride, n, Rows<A>{means, D, nullptr}, C, D, true, grads.k, D);
   mean_backward(groups, cluster, C, mean_grad, scale, D, grad_q);

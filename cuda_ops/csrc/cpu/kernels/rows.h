@@ -112,6 +112,11 @@ inline void write_row(const Slice& slice, int64_t token, int64_t count, const A*
       return;
   }
 }
+// The row itself where it holds what the kernels compute with, else null.
+template <class A>
+inline A* own_row(const Slice& slice, int64_t token) {
+  return slice.dtype == dtype_of<A>() && slice.element_stride == 1 ? static_cast<A*>(slice.base) + token * slice.token_stride : nullptr;
+}
 inline size_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 
 template <class A>
@@ -130,12 +135,39 @@ inline Rows<A> rows_from(const Rows<A>& rows, int64_t skipped) {
 
 // Rows of a cluster lie scattered, and those of one head far apart, so the processor does not see them coming. A few at a time: it can wait for few.
 template <class A>
-CUDA_OPS_INLINE void prefetch_rows(const Rows<A>& rows, int64_t first, int64_t count, int64_t D) {
+CUDA_OPS_INLINE void prefetch_row(const A* row, int64_t D) {
   constexpr int64_t LINE = 64 / sizeof(A);
-  for (int64_t i = 0; i < count; ++i) {
-    const A* row = rows[first + i];
-    for (int64_t d = 0; d < D; d += LINE) __builtin_prefetch(row + d);
+  for (int64_t d = 0; d < D; d += LINE) __builtin_prefetch(row + d);
+}
+template <class A>
+CUDA_OPS_INLINE void prefetch_rows(const Rows<A>& rows, int64_t first, int64_t count, int64_t D) {
+  for (int64_t i = 0; i < count; ++i) prefetch_row(rows[first + i], D);
+}
+
+// Lines of memory to fetch while something else is computed, one at each step of an inner loop: all at once the processor would wait for them.
+struct Ahead {
+  const void** lines;
+  int64_t count;
+  CUDA_OPS_INLINE void next() {
+    if (count) __builtin_prefetch(lines[--count], 0, 2);
   }
+  template <class A>
+  void add_row(const A* row, int64_t D) {
+    constexpr int64_t LINE = 64 / sizeof(A);
+    for (int64_t d = 0; d < D; d += LINE) lines[count++] = row + d;
+  }
+  template <class A>
+  void set_rows(const Rows<A>& rows, int64_t first, int64_t rows_ahead, int64_t D) {
+    count = 0;
+    for (int64_t i = 0; i < rows_ahead; ++i) add_row(rows[first + i], D);
+  }
+};
+inline Ahead nothing_ahead{nullptr, 0};  // never changes
+
+// Room for the lines of so many rows.
+template <class A>
+inline Ahead take_ahead(int64_t rows, int64_t D, Scratch& scratch) {
+  return {take<const void*>(scratch, rows * (D * int64_t(sizeof(A)) / 64 + 1)), 0};
 }
 
 template <class A>
@@ -144,6 +176,12 @@ inline Rows<A> valid_rows(const Slice& slice, const Valid& valid, int64_t D, Scr
   A* packed = take<A>(scratch, valid.n * D);
   for (int64_t i = 0; i < valid.n; ++i) read_row(slice, valid.position[i], D, packed + i * D);
   return {packed, D, nullptr};
+}
+
+// The rows from `first` on to the same places of `dense`.
+template <class A>
+inline void copy_rows(const Rows<A>& rows, int64_t first, int64_t count, int64_t D, A* dense) {
+  for (int64_t i = first; i < first + count; ++i) copy(dense + i * D, rows[i], size_t(D) * sizeof(A));
 }
 
 // How many rows before its turn one is fetched where they are taken one by one.

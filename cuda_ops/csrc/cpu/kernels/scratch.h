@@ -17,23 +17,20 @@ inline void copy(void* to, const void* from, size_t bytes) {
   if (bytes) memcpy(to, from, bytes);
 }
 
+constexpr size_t SCRATCH_ALIGNMENT = 64;
+
 template <class T>
 inline T* take(Scratch& scratch, int64_t count) {
-  constexpr size_t alignment = 64, header = 64;
-  const size_t bytes = (size_t(count) * sizeof(T) + alignment - 1) / alignment * alignment;
+  const size_t bytes = (size_t(count) * sizeof(T) + SCRATCH_ALIGNMENT - 1) / SCRATCH_ALIGNMENT * SCRATCH_ALIGNMENT;
   while (scratch.current && scratch.current->capacity - scratch.current->used < bytes && scratch.current->next) scratch.current = scratch.current->next;
   if (!scratch.current || scratch.current->capacity - scratch.current->used < bytes) {
-    size_t capacity = scratch.current ? 2 * scratch.current->capacity : size_t(1) << 18;
-    if (capacity < bytes) capacity = bytes;
-    void* memory = aligned_alloc(alignment, header + capacity / alignment * alignment + alignment);
-    if (!memory) out_of_memory(capacity);
-    ScratchBlock* block = static_cast<ScratchBlock*>(memory);
-    *block = {nullptr, capacity, 0};
+    const size_t grown = scratch.current ? 2 * scratch.current->capacity : size_t(1) << 18;
+    ScratchBlock* block = new_block(grown < bytes ? bytes : grown);
     (scratch.current ? scratch.current->next : scratch.first) = block;
     scratch.current = block;
   }
   ScratchBlock* block = scratch.current;
-  T* result = reinterpret_cast<T*>(reinterpret_cast<char*>(block) + header + block->used);
+  T* result = reinterpret_cast<T*>(reinterpret_cast<char*>(block) + SCRATCH_ALIGNMENT + block->used);
   block->used += bytes;
   return result;
 }
@@ -49,6 +46,14 @@ inline void release(Scratch& scratch, ScratchMark at) {
   for (; block; block = block->next) block->used = 0;
   scratch.current = at.block ? at.block : scratch.first;
   if (at.block) at.block->used = at.used;
+}
+
+// task(i, scratch) for i = 0 … count - 1, each on its own: on all workers where they are free, else one after the other. No result depends on which.
+template <class Task>
+inline void each(int64_t count, Scratch& scratch, const Task& task) {
+  if (scratch.shared && count > 1) return share(count, [](const void* what, int64_t i, Scratch& own) { (*static_cast<const Task*>(what))(i, own); }, &task);
+  const ScratchMark before = mark(scratch);
+  for (int64_t i = 0; i < count; ++i, release(scratch, before)) task(i, scratch);
 }
 
 }  // namespace

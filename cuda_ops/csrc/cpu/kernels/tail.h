@@ -33,116 +33,128 @@ struct TopLists {
   int64_t stride;
 };
 
-// Where each token stands in the order of the groups; -1 for those in none.
-inline int32_t* rank_in_groups(const Groups& groups, int64_t n, int64_t M, Scratch& scratch) {
-  int32_t* rank = take<int32_t>(scratch, n);
-  for (int64_t j = 0; j < n; ++j) rank[j] = -1;
-  for (int64_t i = 0; i < groups.first[M]; ++i) rank[groups.order[i]] = int32_t(i);
-  return rank;
-}
-
-template <class A>
-inline A segment_largest(const A* row, int64_t count) {
-  constexpr int L = Vec<A>::lanes;
-  vec<A> most = set(-infinity<A>());
-  int64_t i = 0;
-  for (; i + L <= count; i += L) most = larger(load(row + i), most);
-  if (i < count) most = larger(load_part(row + i, count - i, -infinity<A>()), most);
-  return largest_lane<A>(most);
-}
-
-// Scores of one query cluster to weights e^(s - largest of the cell), in the order of the key clusters; 0 on the top keys. Membership in T_c is known by the
-// list, never by a weight of 0: `tail_size` counts the other keys of each cell.
-template <class A>
-inline void cell_weights(const A* scores, const Groups& groups, int64_t M, const int32_t* rank, const int32_t* key_cluster, const int32_t* top, int64_t K, A* weights,
-                         A* largest, int64_t* tail_size) {
-  constexpr int L = Vec<A>::lanes;
-  const int64_t members = groups.first[M];
-  int64_t i = 0;
-  for (; i + L <= members; i += L) store(weights + i, gather(scores, groups.order + i));
-  for (; i < members; ++i) weights[i] = scores[groups.order[i]];
-  for (int64_t m = 0; m < M; ++m) tail_size[m] = groups.size(m);
-  for (int64_t j = 0; j < K; ++j) {
-    if (rank[top[j]] < 0) continue;
-    weights[rank[top[j]]] = -infinity<A>();
-    --tail_size[key_cluster[top[j]]];
-  }
-  for (int64_t m = 0; m < M; ++m) {
-    A* segment = weights + groups.first[m];
-    const int64_t count = groups.size(m);
-    largest[m] = segment_largest(segment, count);
-    const vec<A> shift = set(tail_size[m] ? largest[m] : A(0));
-    for (i = 0; i + L <= count; i += L) store(segment + i, exponential<A>(load(segment + i) - shift));
-    if (i < count) store_part(segment + i, exponential<A>(load_part(segment + i, count - i) - shift), count - i);
-  }
-}
-
-template <class A>
-struct Sums {
-  A total, square;
+// T_c by token: bit c % 32 of word c / 32 is set for its tokens, and all bits outside of the text.
+struct Marks {
+  uint32_t* base;
+  int64_t stride;  // from one word's tokens to the next
+  const uint32_t* word(int64_t c) const { return base + c / 32 * stride; }
+  bool holds(int64_t c, int64_t j) const { return word(c)[j] >> (c % 32) & 1; }
+  void add(int64_t c, int64_t j) const { base[c / 32 * stride + j] |= uint32_t(1) << (c % 32); }
 };
 
-// sum w and sum w x.
-template <class A>
-inline Sums<A> weight_sums(const A* weights, const A* x, int64_t count) {
-  constexpr int L = Vec<A>::lanes;
-  vec<A> total = set(A(0)), square = set(A(0));
-  int64_t i = 0;
-  for (; i + L <= count; i += L) {
-    total = total + load(weights + i);
-    square = fma(load(weights + i), load(x + i), square);
-  }
-  if (i < count) {
-    const vec<A> w = load_part(weights + i, count - i);
-    total = total + w;
-    square = fma(w, load_part(x + i, count - i), square);
-  }
-  return {sum_lanes<A>(total), sum_lanes<A>(square)};
+// `count` elements with readable ones before and behind them: a band is read in whole vectors, whatever lies outside is masked.
+template <class T>
+inline T* take_guarded(Scratch& scratch, int64_t count, int64_t W) {
+  const int64_t before = round_up(W, VECTOR_BYTES);
+  return take<T>(scratch, before + count + W + VECTOR_BYTES) + before;
 }
 
-// `scores` (C, stride) by valid index. The spread uses differences from the key cluster's centre: sum e |k - mu|^2 / sum e - |K - mu|^2, over D.
+inline Marks unmarked(int64_t C, int64_t n, int64_t W, Scratch& scratch) {
+  const int64_t before = round_up(W, VECTOR_BYTES), stride = before + n + W + VECTOR_BYTES, words = (C + 31) / 32;
+  const Marks marks{take_guarded<uint32_t>(scratch, words * stride, W), stride};
+  memset(marks.base - before, 0xff, size_t(words * stride) * sizeof(uint32_t));
+  for (int64_t w = 0; w < words; ++w) clear(marks.base + w * stride, size_t(n) * sizeof(uint32_t));
+  return marks;
+}
+
+// Scores by token, C of them padded to whole vectors: a cell takes its keys one by one, the clusters in the lanes.
 template <class A>
-inline Tails<A> tails(const Rows<A>& k, const Rows<A>& v, int64_t n, const Groups& groups, int64_t M, const int32_t* key_cluster, const A* scores, int64_t stride,
-                      const TopLists& top, int64_t C, int64_t D, Scratch& scratch) {
-  const Tails<A> result{take<A>(scratch, C * M), take<A>(scratch, C * M), take<A>(scratch, C * M * D), take<A>(scratch, C * M * D)};
-  const ScratchMark before = mark(scratch);
-  const int64_t padded = round_up(n, Vec<A>::lanes);
-  A *weights = take<A>(scratch, C * padded), *largest = take<A>(scratch, C * M), *center = take<A>(scratch, D), *away = take<A>(scratch, n);
-  int64_t* tail_size = take<int64_t>(scratch, C * M);
-  const int32_t* rank = rank_in_groups(groups, n, M, scratch);
-  for (int64_t c = 0; c < C; ++c)
-    cell_weights(scores + c * stride, groups, M, rank, key_cluster, top.keys + c * top.stride, top.found[c], weights + c * padded, largest + c * M, tail_size + c * M);
-  const ScratchMark here = mark(scratch);
-  for (int64_t m = 0; m < M; ++m, release(scratch, here)) {
-    const int64_t first = groups.first[m], count = groups.size(m);
-    const Rows<A> keys = listed_rows(k, groups.order + first, count, scratch), values = listed_rows(v, groups.order + first, count, scratch);
-    mean_row(k, groups.order + first, count, A(1), D, center);
-    for (int64_t i = 0; i < count; ++i) {
-      if (i < ROW_BLOCK) prefetch_rows(values, i, 1, D);
-      away[i] = square_distance(keys[i], center, D);
+inline int64_t token_stride(int64_t C) {
+  return round_up(C, Vec<A>::lanes);
+}
+
+// The scores of one panel, (C, stride) from `first` on, to the rows of its tokens in `by_token`.
+template <class A>
+inline void turn_scores(const A* scores, int64_t stride, int64_t C, int64_t first, int64_t count, A* by_token) {
+  constexpr int64_t L = Vec<A>::lanes;
+  const int64_t width = token_stride<A>(C);
+  for (int64_t t = 0; t < count; t += L)
+    for (int64_t c = 0; c < C; c += L) {
+      vec<A> block[L];
+      for (int64_t r = 0; r < L; ++r) block[r] = c + r < C ? load(scores + (c + r) * stride + first + t) : set(A(0));
+      transpose<A>(block);
+      for (int64_t r = 0; r < smaller(L, count - t); ++r) store(by_token + (first + t + r) * width + c, block[r]);
     }
-    sums_by_block(weights + first, padded, C, keys, count, D, result.keys + m * D, M * D);
-    sums_by_block(weights + first, padded, C, values, count, D, result.values + m * D, M * D);
-    for (int64_t c = 0; c < C; ++c) {
-      const int64_t cell = c * M + m;
-      A *key = result.keys + cell * D, *value = result.values + cell * D;
-      if (!tail_size[cell]) {
-        result.log_mass[cell] = -infinity<A>();
-        result.spread[cell] = A(0);
-        clear(key, size_t(D) * sizeof(A));
-        clear(value, size_t(D) * sizeof(A));
-        continue;
-      }
-      const Sums<A> sums = weight_sums(weights + c * padded + first, away, count);
-      const A inverse = A(1) / sums.total;
-      scale_row(key, inverse, D, key);
-      scale_row(value, inverse, D, value);
-      const A spread = (sums.square * inverse - square_distance(key, center, D)) / A(D);
-      result.spread[cell] = spread < A(0) ? A(0) : spread;
-      result.log_mass[cell] = largest[cell] + logarithm(sums.total);
-    }
+}
+
+// Of one cell's keys and L clusters: what the weights e^(s - largest) sum up to, over the keys outside T_c.
+template <class A>
+struct Mass {
+  vec<A> largest, total, square;  // square: sum of weight times squared distance from the cell's centre
+  integers<A> keys;               // how many there are, known by the marks and never by a weight of 0
+};
+
+// Scores of `members` by token to `weights` (count, width) in their order, for the L clusters from c on; 0 on the top keys.
+template <class A>
+inline Mass<A> weigh_keys(const A* by_token, int64_t width, const int32_t* members, int64_t count, const Marks& marks, int64_t c, const A* away, A* weights) {
+  const uint32_t* marked = marks.word(c);
+  const integers<A> bits = lane_bits<A>();
+  Mass<A> mass{set(-infinity<A>()), set(A(0)), set(A(0)), {}};
+  for (int64_t i = 0; i < count; ++i) {
+    const integers<A> top = (integers<A>{} + integer<A>(marked[members[i]] >> (c % 32))) & bits, outside = (integers<A>)(top == 0);
+    const vec<A> score = outside ? load(by_token + members[i] * width + c) : set(-infinity<A>());
+    mass.largest = larger(score, mass.largest);
+    mass.keys -= outside;
+    store(weights + i * width + c, score);
   }
-  release(scratch, before);
+  const vec<A> shift = mass.keys != 0 ? mass.largest : set(A(0));
+  for (int64_t i = 0; i < count; ++i) {
+    const vec<A> weight = exponential<A>(load(weights + i * width + c) - shift);
+    store(weights + i * width + c, weight);
+    mass.total = mass.total + weight;
+    mass.square = fma(weight, set(away[i]), mass.square);
+  }
+  return mass;
+}
+
+// The means of a cell from the sums over its keys; returns its spread: sum e |k - mu|^2 / sum e - |K - mu|^2, over D, from differences to the centre mu.
+template <class A>
+inline A finish_cell(A total, A square, const A* center, int64_t D, A* key, A* value) {
+  const A inverse = A(1) / total;
+  scale_row(key, inverse, D, key);
+  scale_row(value, inverse, D, value);
+  const A spread = (square * inverse - square_distance(key, center, D)) / A(D);
+  return spread < A(0) ? A(0) : spread;
+}
+
+template <class A>
+inline void one_cell(const Rows<A>& k, const Rows<A>& v, const int32_t* members, int64_t count, const A* by_token, const Marks& marks, int64_t C, int64_t D, int64_t m,
+                     int64_t M, const Tails<A>& result, Scratch& scratch) {
+  constexpr int64_t L = Vec<A>::lanes;
+  const int64_t width = token_stride<A>(C);
+  A *center = take<A>(scratch, D), *away = take<A>(scratch, count), *weights = take<A>(scratch, count * width);
+  A *key_sums = take<A>(scratch, C * D), *value_sums = take<A>(scratch, C * D);
+  const Rows<A> keys = listed_rows(k, members, count, scratch), values = listed_rows(v, members, count, scratch);
+  mean_row(k, members, count, A(1), D, center);
+  for (int64_t i = 0; i < count; ++i) away[i] = square_distance(keys[i], center, D);
+  Mass<A>* masses = take<Mass<A>>(scratch, width / L);
+  for (int64_t c = 0; c < C; c += L) masses[c / L] = weigh_keys(by_token, width, members, count, marks, c, away, weights);
+  sums_by_block(weights, 1, width, C, keys, count, D, key_sums, D, scratch);
+  sums_by_block(weights, 1, width, C, values, count, D, value_sums, D, scratch);
+  for (int64_t c = 0; c < C; ++c) {
+    const int64_t cell = c * M + m, lane = c % L;
+    const Mass<A>& mass = masses[c / L];
+    A *key = result.keys + cell * D, *value = result.values + cell * D;
+    if (!mass.keys[lane]) {
+      result.log_mass[cell] = -infinity<A>();
+      result.spread[cell] = A(0);
+      clear(key, size_t(D) * sizeof(A));
+      clear(value, size_t(D) * sizeof(A));
+      continue;
+    }
+    copy(key, key_sums + c * D, size_t(D) * sizeof(A));
+    copy(value, value_sums + c * D, size_t(D) * sizeof(A));
+    result.spread[cell] = finish_cell(mass.total[lane], mass.square[lane], center, D, key, value);
+    result.log_mass[cell] = mass.largest[lane] + logarithm(mass.total[lane]);
+  }
+}
+
+template <class A>
+inline Tails<A> tails(const Rows<A>& k, const Rows<A>& v, const Groups& groups, int64_t M, const A* by_token, const Marks& marks, int64_t C, int64_t D, Scratch& scratch) {
+  const Tails<A> result{take<A>(scratch, C * M), take<A>(scratch, C * M), take<A>(scratch, C * M * D), take<A>(scratch, C * M * D)};
+  each(M, scratch, [&](int64_t m, Scratch& own) {
+    one_cell(k, v, groups.order + groups.first[m], groups.size(m), by_token, marks, C, D, m, M, result, own);
+  });
   return result;
 }
 

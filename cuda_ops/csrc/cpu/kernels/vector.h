@@ -79,6 +79,12 @@ CUDA_OPS_INLINE vec<float> gather(const float* base, const int32_t* index) {
 CUDA_OPS_INLINE vec<double> gather(const double* base, const int32_t* index) {
   return (vec<double>)_mm512_mask_i32gather_pd(_mm512_setzero_pd(), 0xff, _mm256_loadu_si256((const __m256i*)index), base, 8);
 }
+// table[index[i]] in each lane; the table has `count` entries and room for whole vectors behind them.
+CUDA_OPS_INLINE vec<float> lookup(const float* table, int64_t count, const int32_t* index) {
+  if (count > 32) return gather(table, index);
+  return (vec<float>)_mm512_permutex2var_ps(_mm512_loadu_ps(table), _mm512_loadu_si512(index), _mm512_loadu_ps(table + 16));
+}
+CUDA_OPS_INLINE vec<double> lookup(const double* table, int64_t, const int32_t* index) { return gather(table, index); }
 // a > b ? a : b, so b where one of them is NaN; `lesser` alike. The masks are full: without one GCC 12 warns of its own header.
 CUDA_OPS_INLINE vec<float> larger(vec<float> a, vec<float> b) { return (vec<float>)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b); }
 CUDA_OPS_INLINE vec<double> larger(vec<double> a, vec<double> b) { return (vec<double>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b); }
@@ -87,9 +93,9 @@ CUDA_OPS_INLINE vec<double> lesser(vec<double> a, vec<double> b) { return (vec<d
 // x 2^m for whole m, rounded once.
 CUDA_OPS_INLINE vec<float> times_power(vec<float> x, vec<float> m) { return (vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)x, (__m512)m); }
 CUDA_OPS_INLINE vec<double> times_power(vec<double> x, vec<double> m) { return (vec<double>)_mm512_maskz_scalef_pd(0xff, (__m512d)x, (__m512d)m); }
-// One byte to a lane.
-CUDA_OPS_INLINE void load_bytes(const uint8_t* p, Vec<float>::integers& v) { v = (Vec<float>::integers)_mm512_maskz_cvtepu8_epi32(0xffff, _mm_loadu_si128((const __m128i*)p)); }
-CUDA_OPS_INLINE void load_bytes(const uint8_t* p, Vec<double>::integers& v) { v = (Vec<double>::integers)_mm512_maskz_cvtepu8_epi64(0xff, _mm_loadl_epi64((const __m128i*)p)); }
+// One word of 32 bits to a lane.
+CUDA_OPS_INLINE void load_words(const uint32_t* p, Vec<float>::integers& v) { memcpy(&v, p, sizeof v); }
+CUDA_OPS_INLINE void load_words(const uint32_t* p, Vec<double>::integers& v) { v = (Vec<double>::integers)_mm512_maskz_cvtepu32_epi64(0xff, _mm256_loadu_si256((const __m256i*)p)); }
 // One bit a lane: a >= b, signed.
 CUDA_OPS_INLINE uint32_t lanes_at_least(Vec<float>::integers a, Vec<float>::integers b) { return _mm512_cmpge_epi32_mask((__m512i)a, (__m512i)b); }
 CUDA_OPS_INLINE uint32_t lanes_at_least(Vec<double>::integers a, Vec<double>::integers b) { return _mm512_cmpge_epi64_mask((__m512i)a, (__m512i)b); }
@@ -165,9 +171,13 @@ CUDA_OPS_INLINE vec<A> gather(const A* base, const int32_t* index) {
   for (int i = 0; i < Vec<A>::lanes; ++i) v[i] = base[index[i]];
   return v;
 }
+template <class A>
+CUDA_OPS_INLINE vec<A> lookup(const A* table, int64_t, const int32_t* index) {
+  return gather(table, index);
+}
 template <class I>
-CUDA_OPS_INLINE void load_bytes(const uint8_t* p, I& v) {
-  for (unsigned i = 0; i < sizeof(v) / sizeof(v[0]); ++i) v[i] = p[i];
+CUDA_OPS_INLINE void load_words(const uint32_t* p, I& v) {
+  for (unsigned i = 0; i < sizeof(v) / sizeof(v[0]); ++i) v[i] = decltype(v[0] + 0)(p[i]);
 }
 template <class T, class I>
 inline int64_t store_marked(T* to, I v, uint32_t lanes) {
@@ -185,6 +195,38 @@ CUDA_OPS_INLINE uint32_t lanes_at_least(I a, I b) {
 #endif
 #endif
 
+// i in lane i, and 2^i.
+template <class A>
+CUDA_OPS_INLINE integers<A> lane_numbers() {
+  integers<A> numbers;
+  for (int i = 0; i < Vec<A>::lanes; ++i) numbers[i] = i;
+  return numbers;
+}
+template <class A>
+CUDA_OPS_INLINE integers<A> lane_bits() {
+  integers<A> bits;
+  for (int i = 0; i < Vec<A>::lanes; ++i) bits[i] = integer<A>(1) << i;
+  return bits;
+}
+
+// Words of 64 bits, and how many are set in each.
+typedef int64_t Words __attribute__((vector_size(VECTOR_BYTES)));
+constexpr int WORD_LANES = VECTOR_BYTES / 8;
+#if defined(CUDA_OPS_AVX512)
+CUDA_OPS_INLINE Words ones_of(Words x) { return (Words)_mm512_popcnt_epi64((__m512i)x); }
+#elif defined(CUDA_OPS_AVX2)
+CUDA_OPS_INLINE Words ones_of(Words x) {
+  const __m256i ones_of_nibble = _mm256_setr_epi8(0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4, 0, 1, 1, 2, 1, 2, 2, 3, 1, 2, 2, 3, 2, 3, 3, 4);
+  const __m256i nibble = _mm256_set1_epi8(15), low = _mm256_and_si256((__m256i)x, nibble), high = _mm256_and_si256(_mm256_srli_epi16((__m256i)x, 4), nibble);
+  const __m256i ones = _mm256_add_epi8(_mm256_shuffle_epi8(ones_of_nibble, low), _mm256_shuffle_epi8(ones_of_nibble, high));
+  return (Words)_mm256_sad_epu8(ones, _mm256_setzero_si256());
+}
+#else
+CUDA_OPS_INLINE Words ones_of(Words x) {
+  for (int i = 0; i < WORD_LANES; ++i) x[i] = __builtin_popcountll(uint64_t(x[i]));
+  return x;
+}
+#endif
 
 // Square transpose of `lanes` vectors by log2(lanes) perfect shuffles.
 template <class A, int... lane>
