@@ -9,6 +9,12 @@ namespace {
 
 inline float logarithm(float x) { return logf(x); }
 inline double logarithm(double x) { return log(x); }
+// In every lane.
+template <class A>
+inline vec<A> logarithms(vec<A> x) {
+  for (int i = 0; i < Vec<A>::lanes; ++i) x[i] = logarithm(x[i]);
+  return x;
+}
 
 // One centroid. In: its n scores, padded to whole vectors. Out, in place: the numerators with 0 on the top keys; the mass of the top keys, ln of the sum of all,
 // and the sum itself (the divisor of what the numerators weigh).
@@ -77,7 +83,7 @@ inline KeyTile<A> key_tile(const Rows<A>& k, const Rows<A>& v, const int32_t* li
 template <class A>
 inline KeyTile<A> compact_tile(const Rows<A>& k, const Rows<A>& v, const int32_t* list, int64_t count, int64_t D, Scratch& scratch) {
   A* values = take<A>(scratch, count * D);
-  for (int64_t j = 0; j < count; ++j) copy(values + j * D, v[list[j]], size_t(D) * sizeof(A));
+  copy_rows(listed_rows(v, list, count, scratch), 0, count, D, values);
   return {pack_panels(listed_rows(k, list, count, scratch), count, D, scratch), Rows<A>{values, D, nullptr}, count};
 }
 

@@ -43,13 +43,13 @@ template <class A>
 inline Centroids<A> sample_centroids(const Rows<A>& x, int64_t n, int64_t C, int64_t rounds, int64_t sample, int64_t D, Scratch& scratch) {
   const Centroids<A> centroids{take<A>(scratch, C * D), take<A>(scratch, C), C};
   const ScratchMark before = mark(scratch);
-  for (int64_t c = 0; c < C; ++c) copy(centroids.rows + c * D, x[c * n / C], size_t(D) * sizeof(A));
+  for (int64_t c = 0; c < C; ++c) copy_row(x[c * n / C], D, centroids.rows + c * D);
   const int64_t wanted = sample > 4 * C ? sample : 4 * C, S = smaller(n, wanted), panels = panel_count<A>(S);
   A* rows = take<A>(scratch, S * D);
   if (rounds)
     for (int64_t j = 0; j < S; ++j) {
       if (j + AHEAD < S) prefetch_row(x[(j + AHEAD) * n / S], D);
-      copy(rows + j * D, x[j * n / S], size_t(D) * sizeof(A));
+      copy_row(x[j * n / S], D, rows + j * D);
     }
   const Rows<A> sampled{rows, D, nullptr};
   const A* packed = pack_panels(sampled, rounds ? S : 0, D, scratch);

@@ -178,14 +178,21 @@ inline Rows<A> valid_rows(const Slice& slice, const Valid& valid, int64_t D, Scr
   return {packed, D, nullptr};
 }
 
+// How many rows before its turn one is fetched where they are taken one by one.
+constexpr int64_t AHEAD = 8;
+
+template <class A>
+CUDA_OPS_INLINE void copy_row(const A* row, int64_t D, A* to) {
+  constexpr int L = Vec<A>::lanes;
+  int64_t d = 0;
+  for (; d + L <= D; d += L) store(to + d, load(row + d));
+  if (d < D) store_part(to + d, load_part(row + d, D - d), D - d);
+}
 // The rows from `first` on to the same places of `dense`.
 template <class A>
 inline void copy_rows(const Rows<A>& rows, int64_t first, int64_t count, int64_t D, A* dense) {
-  for (int64_t i = first; i < first + count; ++i) copy(dense + i * D, rows[i], size_t(D) * sizeof(A));
+  for (int64_t i = first; i < first + count; ++i) copy_row(rows[i], D, dense + i * D);
 }
-
-// How many rows before its turn one is fetched where they are taken one by one.
-constexpr int64_t AHEAD = 8;
 
 // Zeros in the output rows of the tokens that are not valid.
 inline void clear_padding(const Slice& out, const Valid& valid, const Sizes& sizes) {

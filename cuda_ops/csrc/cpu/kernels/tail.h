@@ -107,14 +107,23 @@ inline Mass<A> weigh_keys(const A* by_token, int64_t width, const int32_t* membe
   return mass;
 }
 
-// The means of a cell from the sums over its keys; returns its spread: sum e |k - mu|^2 / sum e - |K - mu|^2, over D, from differences to the centre mu.
+// mean = sum * inverse; returns |mean - center|^2.
 template <class A>
-inline A finish_cell(A total, A square, const A* center, int64_t D, A* key, A* value) {
-  const A inverse = A(1) / total;
-  scale_row(key, inverse, D, key);
-  scale_row(value, inverse, D, value);
-  const A spread = (square * inverse - square_distance(key, center, D)) / A(D);
-  return spread < A(0) ? A(0) : spread;
+inline A finish_mean(const A* sum, A inverse, const A* center, int64_t D, A* mean) {
+  constexpr int L = Vec<A>::lanes;
+  vec<A> square = set(A(0));
+  int64_t d = 0;
+  for (; d + L <= D; d += L) {
+    const vec<A> here = load(sum + d) * set(inverse), away = here - load(center + d);
+    store(mean + d, here);
+    square = fma(away, away, square);
+  }
+  if (d < D) {
+    const vec<A> here = load_part(sum + d, D - d) * set(inverse), away = here - load_part(center + d, D - d);
+    store_part(mean + d, here, D - d);
+    square = fma(away, away, square);
+  }
+  return sum_lanes<A>(square);
 }
 
 template <class A>
@@ -131,21 +140,25 @@ inline void one_cell(const Rows<A>& k, const Rows<A>& v, const int32_t* members,
   for (int64_t c = 0; c < C; c += L) masses[c / L] = weigh_keys(by_token, width, members, count, marks, c, away, weights);
   sums_by_block(weights, 1, width, C, keys, count, D, key_sums, D, scratch);
   sums_by_block(weights, 1, width, C, values, count, D, value_sums, D, scratch);
-  for (int64_t c = 0; c < C; ++c) {
-    const int64_t cell = c * M + m, lane = c % L;
-    const Mass<A>& mass = masses[c / L];
-    A *key = result.keys + cell * D, *value = result.values + cell * D;
-    if (!mass.keys[lane]) {
-      result.log_mass[cell] = -infinity<A>();
-      result.spread[cell] = A(0);
-      clear(key, size_t(D) * sizeof(A));
-      clear(value, size_t(D) * sizeof(A));
-      continue;
+  for (int64_t first = 0; first < C; first += L) {
+    const Mass<A>& mass = masses[first / L];
+    const vec<A> log_mass = mass.largest + logarithms<A>(mass.total), inverse = set(A(1)) / mass.total, square = mass.square * inverse;
+    for (int64_t c = first; c < smaller(C, first + L); ++c) {
+      const int64_t cell = c * M + m, lane = c - first;
+      A *key = result.keys + cell * D, *value = result.values + cell * D;
+      if (!mass.keys[lane]) {
+        result.log_mass[cell] = -infinity<A>();
+        result.spread[cell] = A(0);
+        clear(key, size_t(D) * sizeof(A));
+        clear(value, size_t(D) * sizeof(A));
+        continue;
+      }
+      // sum e |k - mu|^2 / sum e - |K - mu|^2, over D: differences to the cell's centre mu, not to 0.
+      const A spread = (square[lane] - finish_mean(key_sums + c * D, inverse[lane], center, D, key)) / A(D);
+      scale_row(value_sums + c * D, inverse[lane], D, value);
+      result.spread[cell] = spread < A(0) ? A(0) : spread;
+      result.log_mass[cell] = log_mass[lane];
     }
-    copy(key, key_sums + c * D, size_t(D) * sizeof(A));
-    copy(value, value_sums + c * D, size_t(D) * sizeof(A));
-    result.spread[cell] = finish_cell(mass.total[lane], mass.square[lane], center, D, key, value);
-    result.log_mass[cell] = mass.largest[lane] + logarithm(mass.total[lane]);
   }
 }
 
