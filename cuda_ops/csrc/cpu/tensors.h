@@ -47,7 +47,11 @@ inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);
 }
 // (B, H, N, D) as a view of a contiguous (B, N, H, D): what transformers wants transposed back.
-inline Tensor empty_heads(int64_t B, int64_t H, int64_t N, int64_t D, ScalarType type) { return torch::stable::transpose(empty({B, N, H, D}, type), 1, 2); }
+inline Tensor empty_heads(int64_t B, int64_t H, int64_t N, int64_t D, ScalarType type) {
+  const Tensor x = empty({B, N, H, D}, type);
+  ask_for_large_pages(x.data_ptr(), size_t(B * N * H * D * bytes_of(dtype_of(x))));
+  return torch::stable::transpose(x, 1, 2);
+}
 
 // Data pointers are asked for once, outside of the parallel region.
 class Heads {

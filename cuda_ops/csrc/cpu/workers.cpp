@@ -73,14 +73,21 @@ class Working {
 
 }  // namespace
 
+void ask_for_large_pages(void* memory, size_t bytes) {
+#ifdef __linux__
+  const size_t begin = (size_t(memory) + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE, end = (size_t(memory) + bytes) / HUGE_PAGE * HUGE_PAGE;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);  // a wish: where it is refused, nothing is lost but time
+#else
+  (void)memory, (void)bytes;
+#endif
+}
+
 ScratchBlock* new_block(size_t capacity) {
   const bool large = capacity >= HUGE_PAGE;
   const size_t alignment = large ? HUGE_PAGE : SCRATCH_ALIGNMENT, bytes = (SCRATCH_ALIGNMENT + capacity + alignment - 1) / alignment * alignment;
   void* memory = aligned_alloc(alignment, bytes);
   if (!memory) throw std::bad_alloc();
-#ifdef __linux__
-  if (large) madvise(memory, bytes, MADV_HUGEPAGE);  // rows are read in the order of clusters: with small pages each is on another one
-#endif
+  if (large) ask_for_large_pages(memory, bytes);
   return new (memory) ScratchBlock{nullptr, bytes - SCRATCH_ALIGNMENT, 0};
 }
 

@@ -146,10 +146,12 @@ CUDA_OPS_INLINE void prefetch_rows(const Rows<A>& rows, int64_t first, int64_t c
 
 // Lines of memory to fetch while something else is computed, one at each step of an inner loop: all at once the processor would wait for them.
 struct Ahead {
+  static constexpr int64_t BURST = 8;
   const void** lines;
   int64_t count;
   CUDA_OPS_INLINE void next() {
-    if (count) __builtin_prefetch(lines[--count], 0, 2);
+    if (!count || count-- % BURST) return;
+    for (int64_t i = count; i > count - BURST; --i) __builtin_prefetch(lines[i]);
   }
   template <class A>
   void add_row(const A* row, int64_t D) {
