@@ -237,33 +237,37 @@ CUDA_OPS_INLINE void sum_each(vec<A>* rows) {
   }
 }
 
-// out[r] = x . rows[r] for R rows: the bits of row_product.
+// x[r] . rows[r] for R pairs of rows, in the lanes 0 … R - 1: the bits of row_product.
 template <class A, int R>
-inline void product_of_rows(const A* x, const Rows<A>& rows, int64_t D, A* out) {
+CUDA_OPS_INLINE vec<A> pair_products(const A* const* x, const A* const* rows, int64_t D) {
   constexpr int L = Vec<A>::lanes;
-  const A* row[R];
   vec<A> sum[R];
-  for (int r = 0; r < R; ++r) {
-    row[r] = rows[r];
-    sum[r] = set(A(0));
-  }
+  for (int r = 0; r < R; ++r) sum[r] = set(A(0));
   int64_t d = 0;
-  for (; d + L <= D; d += L) {
-    const vec<A> here = load(x + d);
+  for (; d + L <= D; d += L)
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) sum[r] = fma(here, load(row[r] + d), sum[r]);
-  }
+    for (int r = 0; r < R; ++r) sum[r] = fma(load(x[r] + d), load(rows[r] + d), sum[r]);
   if (d < D)
-    for (int r = 0; r < R; ++r) sum[r] = fma(load_part(x + d, D - d), load_part(row[r] + d, D - d), sum[r]);
+    for (int r = 0; r < R; ++r) sum[r] = fma(load_part(x[r] + d, D - d), load_part(rows[r] + d, D - d), sum[r]);
   sum_each<A, R>(sum);
-  store_part(out, sum[0], R);
+  return sum[0];
 }
 
+// Dot products at a time.
+template <class A>
+constexpr int PAIRS = Vec<A>::lanes < 8 ? Vec<A>::lanes : 8;
+
+// out[r] = x . rows[r].
 template <class A>
 inline void row_products(const A* x, const Rows<A>& rows, int64_t count, int64_t D, A* out) {
-  constexpr int64_t R = Vec<A>::lanes < 8 ? Vec<A>::lanes : 8;
+  constexpr int R = PAIRS<A>;
+  const A *same[R], *row[R];
+  for (int i = 0; i < R; ++i) same[i] = x;
   int64_t r = 0;
-  for (; r + R <= count; r += R) product_of_rows<A, R>(x, rows_from(rows, r), D, out + r);
+  for (; r + R <= count; r += R) {
+    for (int i = 0; i < R; ++i) row[i] = rows[r + i];
+    store_part(out + r, pair_products<A, R>(same, row, D), R);
+  }
   for (; r < count; ++r) out[r] = row_product(x, rows[r], D);
 }
 

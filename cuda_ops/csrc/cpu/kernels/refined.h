@@ -22,19 +22,48 @@ struct Band {
   int64_t end(int64_t i, int64_t n) const { return smaller(width, n - i + W); }
 };
 
+// Of the queries i … i + PAIRS - 1, whose bands lie within the text: scaled, in `x`. What is left of a band after whole groups of products is taken for all of them.
+template <class A>
+inline void inner_products(const A* x, const A* keys, const Band<A>& band, int64_t i, int64_t D) {
+  constexpr int R = PAIRS<A>;
+  const A *query[R], *key[R];
+  const int64_t grouped = band.width / R * R;
+  for (int64_t t = 0; t < R; ++t)
+    for (int64_t w = 0; w < grouped; w += R) {
+      for (int r = 0; r < R; ++r) {
+        query[r] = x + t * D;
+        key[r] = keys + (i + t - band.W + w + r) * D;
+      }
+      store_part(band.weights + (i + t) * band.stride + w, pair_products<A, R>(query, key, D), R);
+    }
+  for (int64_t w = grouped; w < band.width; ++w) {
+    for (int r = 0; r < R; ++r) {
+      query[r] = x + r * D;
+      key[r] = keys + (i + r - band.W + w) * D;
+    }
+    const vec<A> products = pair_products<A, R>(query, key, D);
+    for (int r = 0; r < R; ++r) band.weights[(i + r) * band.stride + w] = products[r];
+  }
+}
+
 // Token by token: neighbours lie side by side, where those of a cluster's queries do not.
 template <class A>
-inline Band<A> band_products(const Rows<A>& q, const Rows<A>& k, int64_t n, int64_t W, A scale, int64_t D, Scratch& scratch) {
+inline Band<A> band_products(const A* q, const A* keys, int64_t n, int64_t W, A scale, int64_t D, Scratch& scratch) {
+  constexpr int64_t R = PAIRS<A>;
   const int64_t width = W ? 2 * W + 1 : 0, stride = round_up(width, Vec<A>::lanes);
   const Band<A> band{W, width, stride, take<A>(scratch, n * stride)};
   each(W ? (n + CHUNK - 1) / CHUNK : 0, scratch, [&](int64_t chunk, Scratch& own) {
-    A* x = take<A>(own, D);
-    for (int64_t i = chunk * CHUNK; i < smaller(n, (chunk + 1) * CHUNK); ++i) {
-      const int64_t begin = band.begin(i), end = band.end(i, n);
-      A* products = band.weights + i * stride;
-      for (int64_t w = 0; w < stride; w += Vec<A>::lanes) store(products + w, set(A(0)));
-      scale_row(q[i], scale, D, x);
-      row_products(x, rows_from(k, i - W + begin), end - begin, D, products + begin);
+    const int64_t end = smaller(n, (chunk + 1) * CHUNK);
+    A* x = take<A>(own, R * D);
+    for (int64_t i = chunk * CHUNK; i < end;) {
+      const int64_t count = i >= W && i + R <= end && i + R + W <= n ? R : 1;
+      for (int64_t t = 0; t < count; ++t) scale_row(q + (i + t) * D, scale, D, x + t * D);
+      for (int64_t w = 0; w < count * stride; w += Vec<A>::lanes) store(band.weights + i * stride + w, set(A(0)));
+      if (count == R)
+        inner_products(x, keys, band, i, D);
+      else
+        row_products(x, Rows<A>{keys + (i - W + band.begin(i)) * D, D, nullptr}, band.end(i, n) - band.begin(i), D, band.weights + i * stride + band.begin(i));
+      i += count;
     }
   });
   return band;
@@ -253,7 +282,7 @@ inline void attend_clusters(const HeadForward& head, const Groups& groups, const
                             const A* v, A* log_mass, Scratch& scratch) {
   const int64_t n = head.valid.n, D = head.sizes.D, M = head.sizes.M, W = smaller(head.band, n);
   const Rows<A> keys{k, D, nullptr}, values{v, D, nullptr};
-  const Band<A> band = band_products(Rows<A>{x, D, nullptr}, keys, n, W, A(head.scale), D, scratch);
+  const Band<A> band = band_products(x, k, n, W, A(head.scale), D, scratch);
   const int32_t* guarded = guarded_clusters(key_cluster, n, M, W, scratch);
   each(C, scratch, [&](int64_t c, Scratch& own) {
     const ClusterView<A> view = view_of_cluster(tail, c, means, scores + c * stride, marks, top.keys + c * top.stride, top.found[c], M, band, guarded, keys, values, D, own);

