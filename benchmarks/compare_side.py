@@ -34,14 +34,15 @@ OPERATORS: dict[str, dict[str, int]] = {
     },
 }
 HASHING = ("clustered", "improved_clustered")
-HEADS, HEAD_SIZE, BITS = 12, 64, 63
+HEAD_SIZE, BITS = 64, 63
+WARM_UP = 32  # tokens of a call before the counted one
 TOLERANCE = 1e-5
 
 
-def inputs(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
+def inputs(tokens: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v: (1, H, N, D) views of (1, N, H, D), standard normal."""
     generator = torch.Generator().manual_seed(tokens)
-    q, k, v = (torch.randn(1, tokens, HEADS, HEAD_SIZE, generator=generator).transpose(1, 2) for _ in range(3))
+    q, k, v = (torch.randn(1, tokens, heads, HEAD_SIZE, generator=generator).transpose(1, 2) for _ in range(3))
     return q, k, v
 
 
@@ -58,9 +59,9 @@ def with_gradient(operator: str, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tenso
     return torch.autograd.grad(call(operator, *leaves).sum(), leaves)
 
 
-def calls(tokens: int) -> dict[str, Callable[[], Any]]:
+def calls(tokens: int, heads: int) -> dict[str, Callable[[], Any]]:
     """Every operator that this side has, forward alone and with its gradient, by name."""
-    q, k, v = inputs(tokens)
+    q, k, v = inputs(tokens, heads)
     found: dict[str, Callable[[], Any]] = {}
     for operator in OPERATORS:
         if hasattr(cuda_ops, operator):
@@ -69,9 +70,9 @@ def calls(tokens: int) -> dict[str, Callable[[], Any]]:
     return found
 
 
-def check(tokens: int = 97) -> None:
+def check(tokens: int = 97, heads: int = 2) -> None:
     """Exact attention where every key is exact; clustered attention is improved clustered attention without exact keys."""
-    q, k, v = inputs(tokens)
+    q, k, v = inputs(tokens, heads)
     exact = scaled_dot_product_attention(q, k, v)
     for operator in OPERATORS:
         if not hasattr(cuda_ops, operator):
@@ -95,21 +96,21 @@ def require_compiled(root: Path) -> None:
         sys.exit(f"The operators of {root} are not compiled: {status.reason}. {status.remedy}.")
 
 
-def count(tokens: int, marks: Path) -> None:
-    """Two counted calls of each operator, after one that is not; callgrind writes the counts."""
+def count(tokens: int, heads: int, marks: Path) -> None:
+    """One counted call of each operator, after a short one that is not; callgrind writes the counts."""
     library = ctypes.CDLL(str(marks))
-    for name, run in calls(tokens).items():
+    warm_up = calls(WARM_UP, heads)
+    for name, run in calls(tokens, heads).items():
+        warm_up[name]()
+        library.begin_count()
         run()
-        for _ in range(2):
-            library.begin_count()
-            run()
-            library.end_count(name.encode())
+        library.end_count(name.encode())
 
 
-def milliseconds(tokens: int, turns: int) -> dict[str, float]:
+def milliseconds(tokens: int, heads: int, turns: int) -> dict[str, float]:
     """The median of so many turns of each operator, after one that is not counted."""
     times: dict[str, list[float]] = {}
-    every = calls(tokens)
+    every = calls(tokens, heads)
     for turn in range(turns + 1):
         for name, run in every.items():
             start = time.perf_counter()
@@ -123,15 +124,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path)
     parser.add_argument("--tokens", type=int, required=True)
+    parser.add_argument("--heads", type=int, required=True)
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--marks", type=Path, help="the compiled marks; count instead of timing")
     options = parser.parse_args()
     require_compiled(options.root)
     check()
     if options.marks:
-        count(options.tokens, options.marks)
+        count(options.tokens, options.heads, options.marks)
     else:
-        print(json.dumps(milliseconds(options.tokens, options.turns)))
+        print(json.dumps(milliseconds(options.tokens, options.heads, options.turns)))
 
 
 if __name__ == "__main__":

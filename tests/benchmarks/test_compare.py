@@ -34,11 +34,12 @@ def test_over_ten_percent_more_instructions_is_a_regression() -> None:
 
 
 def test_counts_are_read_from_what_callgrind_writes(tmp_path: Path) -> None:
-    for number, (name, total) in enumerate([("a, with gradient", 12), ("a, with gradient", 11), ("b", 7)]):
+    for number, (name, total) in enumerate([("a, with gradient", 11), ("b", 7)]):
         text = f"version: 1\ndesc: Trigger: Client Request: {name}\nsummary: {total}\n\ntotals: {total}\n"
         (tmp_path / f"counts.{number}").write_text(text)
     (tmp_path / "counts.9").write_text("desc: Trigger: Program termination\ntotals: 99\n")
-    assert compare.counts(tmp_path) == {"a, with gradient": 11, "b": 7}
+    (tmp_path / "counts").touch()
+    assert list(compare.counts(tmp_path).items()) == [("a, with gradient", 11), ("b", 7)]
 
 
 @pytest.mark.parametrize("regression", [True, False])
@@ -200,9 +201,9 @@ def test_what_an_earlier_state_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delattr(cuda_ops, "refined_clustered")
     names = ["full_attention", "clustered", "improved_clustered"]
     expected = [one for name in names for one in (name, f"{name}, with gradient")]
-    assert list(compare_side.milliseconds(64, 2)) == expected
-    gradients = compare_side.calls(64)["improved_clustered, with gradient"]()
-    assert [gradient.shape for gradient in gradients] == [torch.Size((1, 12, 64, 64))] * 3
+    assert list(compare_side.milliseconds(64, 3, 2)) == expected
+    gradients = compare_side.calls(64, 3)["improved_clustered, with gradient"]()
+    assert [gradient.shape for gradient in gradients] == [torch.Size((1, 3, 64, 64))] * 3
 
 
 def test_another_package_first_on_the_path_is_refused(tmp_path: Path) -> None:
