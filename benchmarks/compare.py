@@ -232,6 +232,7 @@ def main() -> None:
         sys.exit(130)
     print("\n".join(["", *table(compared["operators"], options.ref)]))
     if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         head = {"command": command(), "date": date.today().isoformat(), **environment(), "threads": options.threads}
         options.output.write_text(json.dumps({**head, **compared}, indent=2) + "\n", encoding="utf-8")
     if any(row["regression"] for row in compared["operators"].values()):

@@ -55,8 +55,10 @@ def idiap(inputs: Inputs, exact: int | None) -> Run:
     from fast_transformers.masking import FullMask, LengthMask
 
     batch, _, tokens, _ = inputs.q.shape
-    budgets = IDIAP_BUDGETS if exact is None else {**IDIAP_BUDGETS, "topk": exact}
-    attention = ImprovedClusteredAttention(**budgets, attention_dropout=0.0).eval()
+    topk = IDIAP_BUDGETS["topk"] if exact is None else exact
+    clusters = min(IDIAP_BUDGETS["clusters"], tokens)  # it refuses more
+    settings = {**IDIAP_BUDGETS, "topk": topk, "clusters": clusters}
+    attention = ImprovedClusteredAttention(**settings, attention_dropout=0.0).eval()
     lengths = torch.full((batch,), tokens) if inputs.mask is None else inputs.mask.sum(dim=1)
     every, valid = FullMask(tokens), LengthMask(lengths, max_len=tokens)
     q, k, v = (one.transpose(1, 2) for one in inputs[:3])

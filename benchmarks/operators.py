@@ -164,8 +164,13 @@ def main() -> None:
     results |= {**measured(base, options.seconds), "budgets": budgets()}
     results["cases"] = take_suite(base, options.tokens, options.seconds) if options.suite else []
     if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted: no results file was written.", file=sys.stderr)
+        sys.exit(130)
