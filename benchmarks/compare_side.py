@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,8 @@ def calls(tokens: int, heads: int) -> dict[str, Callable[[], Any]]:
     found: dict[str, Callable[[], Any]] = {}
     for operator in OPERATORS:
         if hasattr(cuda_ops, operator):
-            found[operator] = lambda operator=operator: call(operator, q, k, v)
-            found[f"{operator}, with gradient"] = lambda operator=operator: with_gradient(operator, q, k, v)
+            found[operator] = partial(call, operator, q, k, v)
+            found[f"{operator}, with gradient"] = partial(with_gradient, operator, q, k, v)
     return found
 
 
