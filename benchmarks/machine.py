@@ -53,11 +53,14 @@ def take_turns(runs: Mapping[str, Callable[[], Any]], seconds: float) -> dict[st
 
 
 def summary(times: Mapping[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
-    """Median, extremes, number of turns and the ratio to the baseline's median of each run."""
-    median = {name: statistics.median(values) for name, values in times.items()}
+    """Median, quartiles, extremes, number of turns and the ratio to the baseline's median of each run."""
+    quartiles = {name: statistics.quantiles(values, n=4, method="inclusive") for name, values in times.items()}
+    median = {name: middle for name, (_, middle, _) in quartiles.items()}
     return {
         name: {
             "median_ms": round(median[name], 3),
+            "lower_quartile_ms": round(quartiles[name][0], 3),
+            "upper_quartile_ms": round(quartiles[name][2], 3),
             "least_ms": round(min(values), 3),
             "most_ms": round(max(values), 3),
             "turns": len(values),

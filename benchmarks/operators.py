@@ -1,102 +1,176 @@
 """The operators against PyTorch's exact attention on this machine: correct first, then timed.
 
-    python benchmarks/operators.py [--tokens 512 2048 8192] [--threads 2] [--output benchmarks/results/operators-cpu.json]
+    python benchmarks/operators.py [--tokens 512 2048] [--shape 1 12 64] [--dtype float32] [--padding 0] [--threads 2]
+    python benchmarks/operators.py --suite --output benchmarks/results/operators-cpu.json
 
-One layer, float32, B = 1, H = 12, D = 64, all tokens valid, standard normal inputs. Each operator is first compared with exact attention
-where it must equal it (all keys exact); a wrong result is not timed. Then the operators take turns, and medians, extremes and ratios to
-`torch.nn.functional.scaled_dot_product_attention` are written down with the machine, the versions and the command.
+One layer on standard normal inputs. Each method is first compared with exact attention where it must equal it (all valid
+keys exact); a wrong result is not timed. Then the methods take turns, and medians, quartiles, extremes, ratios to
+`torch.nn.functional.scaled_dot_product_attention` and the memory of one call are written down with the machine, the
+versions and the command. --suite adds the cases that docs/speed.md has: padding, other heads, other types, one head,
+AVX2. idiap's pytorch-fast-transformers is timed beside ours where it can be imported.
 """
 
 import argparse
-import dataclasses
 import json
+import os
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from machine import command, environment, summary, take_turns
-from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from operator_cases import LENGTHS, Case, suite
+from operator_memory import extra_memory
+from operator_methods import IDIAP_PACKAGE, SDPA, TOLERANCES, budgets, check, idiap_missing, idiap_version, methods_for
 
-from bert_cluster import ClusterConfig
-from bert_cluster.attention import run_layer
-from bert_cluster.planes import random_planes
+import cuda_ops
 
-HEADS, HEAD_SIZE = 12, 64
-SHORT: dict[str, Any] = {**ClusterConfig().for_layer(0).budgets_at(0)}  # what the default takes for short texts
-# What is timed: the paper's budgets, the default, which grows with the text, and the default for short texts at any length.
-CONFIGS = {
-    "improved-clustered": ClusterConfig(method="improved-clustered"),
-    "refined-clustered": ClusterConfig(),
-    "refined-clustered, short texts' budgets": ClusterConfig(**SHORT),
-}
+INSTRUCTION_SET = "CUDA_OPS_INSTRUCTION_SET"  # cuda_ops reads it once, when it is imported
 
 
-def inputs(tokens: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q, k, v as transformers hands them over: (B, H, N, D) views of (B, N, H, D)."""
-    generator = torch.Generator().manual_seed(tokens)
-    shape = (1, tokens, HEADS, HEAD_SIZE)
-    q, k, v = (torch.randn(shape, generator=generator).transpose(1, 2) for _ in range(3))
-    return q, k, v
+def measured(case: Case, seconds: float) -> dict[str, Any]:
+    """A case's description and, by length and method, times and memory: checked first, printed length by length."""
+    threads, backend = torch.get_num_threads(), cuda_ops.backend_for("cpu", getattr(torch, case.dtype))
+    torch.set_num_threads(case.threads)
+    rows = {}
+    try:
+        with torch.inference_mode():
+            check(case)
+            print_header(case, backend)
+            for tokens in case.tokens:
+                rows[str(tokens)] = measured_at(case, tokens, seconds)
+                print_rows(tokens, rows[str(tokens)])
+    finally:
+        torch.set_num_threads(threads)
+    return {**case.described(), "backend": backend, "tokens": rows}
 
 
-def layer(config: ClusterConfig) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """One attention layer."""
-    settings = config.for_layer(0)
-    planes = random_planes(settings.bits, HEAD_SIZE, settings.seed) if settings.bits else None
-    return lambda q, k, v: run_layer(q, k, v, None, settings, planes, None)
+def measured_at(case: Case, tokens: int, seconds: float) -> dict[str, dict[str, float | None]]:
+    """Times, in turns, and memory of every method at one length."""
+    inputs, methods = case.inputs(tokens), methods_for(case)
+    times = summary(take_turns({name: method(inputs, None) for name, method in methods.items()}, seconds), SDPA)
+    memory = extra_memory(case, list(methods), tokens)
+    return {name: {**row, "extra_memory_mib": memory[name]} for name, row in times.items()}
 
 
-def check(config: ClusterConfig) -> None:
-    """With every key exact the method must equal exact attention to rounding."""
-    q, k, v = inputs(331)
-    exact = layer(dataclasses.replace(config, topk=331))
-    error = (exact(q, k, v) - scaled_dot_product_attention(q, k, v)).abs().max().item()
-    if not error < 1e-5:
-        sys.exit(f"{config.method} is off by {error:.1e} where it must be exact: not timed.")
+def print_header(case: Case, backend: str) -> None:
+    shape = f"B={case.batch}, H={case.heads}, D={case.head_size}, {case.dtype}"
+    print(f"\n{case.name}: {shape}, {case.padding:.0%} padding, {case.threads} threads, operators {backend}")
+    print(f"{'tokens':>7}  {'method':<40}{'median ms':>11}{'least':>10}{'most':>10}{'× SDPA':>8}{'extra MiB':>11}")
 
 
-def measure(tokens: int, seconds: float) -> dict[str, Any]:
-    """Times of all operators, in turns, for about so many seconds: at least three turns."""
-    q, k, v = inputs(tokens)
-    runs: dict[str, Callable[[], Tensor]] = {"sdpa": partial(scaled_dot_product_attention, q, k, v)}
-    runs |= {name: partial(layer(config), q, k, v) for name, config in CONFIGS.items()}
-    return summary(take_turns(runs, seconds), "sdpa")
+def print_rows(tokens: int, rows: dict[str, dict[str, float | None]]) -> None:
+    for name, row in rows.items():
+        memory = "–" if row["extra_memory_mib"] is None else f"{row['extra_memory_mib']:,.1f}"
+        print(
+            f"{tokens:>7}  {name:<40}{row['median_ms']:>11,.2f}{row['least_ms']:>10,.2f}{row['most_ms']:>10,.2f}"
+            f"{row['times_sdpa']:>8.2f}{memory:>11}",
+            flush=True,
+        )
+
+
+def instruction_set_missing(name: str) -> str | None:
+    """Why a process of this Python cannot use the operators' code for an instruction set; None if it can."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import cuda_ops"],
+        env={**os.environ, INSTRUCTION_SET: name},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return (done.stderr.strip().splitlines() or ["it failed"])[-1] if done.returncode else None
+
+
+def measured_elsewhere(case: Case, seconds: float) -> dict[str, Any] | None:
+    """`measured` in a process of its own, which has the case's instruction set; None, with a line, where it is missing."""
+    assert case.instruction_set is not None
+    missing = instruction_set_missing(case.instruction_set)
+    if missing:
+        print(f"\n{case.name}: left out: {missing}")
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "case.json"
+        shape = [str(size) for size in (case.batch, case.heads, case.head_size)]
+        flags = ["--tokens", *map(str, case.tokens), "--shape", *shape, "--dtype", case.dtype]
+        flags += ["--padding", str(case.padding), "--threads", str(case.threads), "--seconds", str(seconds)]
+        flags += ["--instruction-set", case.instruction_set, "--output", str(output)]
+        done = subprocess.run(
+            [sys.executable, __file__, *flags], env={**os.environ, INSTRUCTION_SET: case.instruction_set}, check=False
+        )
+        if done.returncode:
+            sys.exit(f"The case {case.name!r} failed with status {done.returncode}; what is above says why.")
+        results = json.loads(output.read_text(encoding="utf-8"))
+    return {key: results[key] for key in ("shape", "padding", "threads", "backend", "tokens")}
+
+
+def take_suite(base: Case, lengths: Sequence[int] | None, seconds: float) -> list[dict[str, Any]]:
+    """Every further case with its name; all with the given lengths, if there are some."""
+    taken = []
+    for case in suite(base):
+        asked = case if lengths is None else replace(case, tokens=tuple(lengths))
+        found = measured(asked, seconds) if asked.instruction_set is None else measured_elsewhere(asked, seconds)
+        if found is not None:
+            taken.append({"name": asked.name, **found})
+    return taken
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", help="lengths; with --suite, those of every case")
+    parser.add_argument("--shape", type=int, nargs=3, metavar=("B", "H", "D"), default=[1, 12, 64])
+    parser.add_argument("--dtype", choices=list(TOLERANCES), default="float32")
+    parser.add_argument("--padding", type=float, default=0.0, help="fraction of each row's tokens, 0 or more, below 1")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--instruction-set", choices=["portable", "avx2", "avx512"], help="that our operators use")
+    parser.add_argument("--suite", action="store_true", help="the cases of docs/speed.md besides")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each length, at least three turns")
+    parser.add_argument("--output", type=Path, help="the results file")
+    options = parser.parse_args()
+    if not 0 <= options.padding < 1:
+        parser.error(f"--padding is a fraction, 0 or more and below 1, got {options.padding}")
+    for name in ("tokens", "shape", "threads"):
+        values = getattr(options, name)
+        if values is not None and min(values if isinstance(values, list) else [values]) < 1:
+            parser.error(f"--{name} takes whole numbers from 1, got {values}")
+    return options
+
+
+def restart_with(instruction_set: str) -> None:
+    """Start this command again for another instruction set: the operators choose theirs when they are imported."""
+    missing = instruction_set_missing(instruction_set)
+    if missing:
+        sys.exit(missing)
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, INSTRUCTION_SET: instruction_set})
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 256, 512, 1024, 2048, 4096, 8192, 16384])
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each length, at least three turns")
-    parser.add_argument("--output", type=Path)
-    options = parser.parse_args()
+    options = parse()
+    if options.instruction_set and options.instruction_set != os.environ.get(INSTRUCTION_SET):
+        restart_with(options.instruction_set)
     torch.set_num_threads(options.threads)
-    results: dict[str, Any] = {
-        "command": command(),
-        "date": date.today().isoformat(),
-        **environment(),
-        "shape": {"B": 1, "H": HEADS, "D": HEAD_SIZE, "dtype": "float32"},
-        "budgets": {name: config.for_layer(0).budgets() for name, config in CONFIGS.items()},
-        "tokens": {},
-    }
-    with torch.inference_mode():
-        for config in CONFIGS.values():
-            check(config)
-        print(
-            f"{'tokens':>7}  {'SDPA ms':>9}" + "".join(f"  {name[:26] + ' ms':>29}  {'× SDPA':>7}" for name in CONFIGS)
-        )
-        for tokens in options.tokens:
-            row = results["tokens"][str(tokens)] = measure(tokens, options.seconds)
-            columns = "".join(f"  {row[name]['median_ms']:>29.2f}  {row[name]['times_sdpa']:>7.2f}" for name in CONFIGS)
-            print(f"{tokens:>7}  {row['sdpa']['median_ms']:>9.2f}{columns}", flush=True)
+    batch, heads, head_size = options.shape
+    lengths = tuple(options.tokens or LENGTHS)
+    base = Case("base", options.threads, lengths, batch, heads, head_size, options.dtype, options.padding)
+    if idiap_missing():
+        print(f"idiap's {IDIAP_PACKAGE} is left out: it cannot be imported ({idiap_missing()}).")
+    results: dict[str, Any] = {"command": command(), "date": date.today().isoformat(), **environment()}
+    if not idiap_missing():
+        results["versions"][IDIAP_PACKAGE] = idiap_version()
+    results |= {**measured(base, options.seconds), "budgets": budgets()}
+    results["cases"] = take_suite(base, options.tokens, options.seconds) if options.suite else []
     if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("\nInterrupted: no results file was written.", file=sys.stderr)
+        sys.exit(130)

@@ -74,3 +74,35 @@ def budgets() -> dict[str, Any]:
     ]
     shape = {"B": 1, "H": 12, "N": 512, "dtype": "float32"}
     return {**HEAD, "shape": shape, "passes": 5, "turns": 21, "texts": 6, "squad_questions": 1000, "points": points}
+
+
+def times(milliseconds: float, memory: float | None, baseline: float) -> dict[str, Any]:
+    """One method at one length of operators-cpu.json."""
+    near = {"lower_quartile_ms": 0.95 * milliseconds, "upper_quartile_ms": 1.05 * milliseconds}
+    spread = {"least_ms": 0.9 * milliseconds, "most_ms": 1.2 * milliseconds, "turns": 7}
+    ratio = {"times_sdpa": round(baseline / milliseconds, 2), "extra_memory_mib": memory}
+    return {"median_ms": milliseconds, **near, **spread, **ratio}
+
+
+def operators() -> dict[str, Any]:
+    """operators-cpu.json: SDPA grows as N², ours as N; idiap's package takes no bfloat16."""
+    rows = {
+        str(tokens): {
+            "sdpa": times(tokens**2 / 1e5, 1.5, tokens**2 / 1e5),
+            "refined-clustered": times(tokens / 300, 12.25, tokens**2 / 1e5),
+            "idiap": times(tokens / 10, 40.0, tokens**2 / 1e5),
+        }
+        for tokens in (128, 512, 2048)
+    }
+    rounded = {name: row for name, row in rows["512"].items() if name != "idiap"}
+    shape = {"B": 1, "H": 12, "D": 64, "dtype": "float32"}
+    padded = {"shape": {**shape, "B": 8}, "padding": 0.5, "threads": 2, "backend": "cpu-avx512"}
+    return {
+        **{key: value for key, value in HEAD.items() if key != "operators"},
+        **{"backend": "cpu-avx512", "shape": shape, "padding": 0.0, "tokens": rows},
+        "budgets": {"refined-clustered": {"clusters": 25}, "idiap": {"clusters": 25}},
+        "cases": [
+            {"name": "half the tokens padded", **padded, "tokens": {"512": rows["512"]}},
+            {"name": "bfloat16", **padded, "padding": 0.0, "tokens": {"512": rounded, "2048": rounded}},
+        ],
+    }
