@@ -174,7 +174,10 @@ def new_parser() -> argparse.ArgumentParser:
     parser.add_argument("--padding", nargs="+", choices=PADDINGS, default=[*PADDINGS], help="half: of all tokens")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
-        "--seconds", type=float, default=20.0, help="for each case, and as long for the operators alone; 3 turns at least"
+        "--seconds",
+        type=float,
+        default=20.0,
+        help="for each case, and as long for the operators alone; 3 turns at least",
     )
     parser.add_argument("--limit", type=float, default=120.0, help="seconds that one pass may take")
     parser.add_argument("--short", action="store_true", help="the cost of patching at 16 to 128 tokens instead")

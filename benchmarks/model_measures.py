@@ -215,5 +215,3 @@ def expected_growth(row: Mapping[str, Any], method: str, tokens: float, batch: f
     if growth is None:
         return None
     return growth * tokens * batch * (tokens if method == FULL or row["exact_layers_s"] else 1)
-
-

@@ -68,9 +68,7 @@ def measure_short(
     The first length tells the encoders' lazy parts apart from their work, so every run is warmed up by one pass that is not counted.
     """
     batch_of = inputs(encoders[FULL].config, tokens, batch, padding)
-    times = take_turns(
-        {name: partial(encoder, **batch_of) for name, encoder in encoders.items()}, seconds, least=turns
-    )
+    times = take_turns({name: partial(encoder, **batch_of) for name, encoder in encoders.items()}, seconds, least=turns)
     full = times[FULL]
     rows: dict[str, Any] = {}
     for name, values in times.items():
