@@ -1,7 +1,8 @@
 """What one case of benchmarks/model.py measures: whole passes in turns, the attention in them, and the ceiling by Amdahl.
 
-With T the time of a pass, A the time of the attention of those layers that patching replaces (L of them, seen from outside: the function
-that transformers calls), and a the time of the operator alone on q, k, v of one such layer:
+With T the time of a pass, A the time of the attention of those layers that patching replaces (L of them, seen from outside: the functions
+that transformers calls for it and, once a pass, for its mask, which SDPA has as N × N booleans where anything is padded), and a the time of
+the operator alone on q, k, v of one such layer:
 
     rest     R = T_full − A_full
     share    A_full / T_full
@@ -22,7 +23,8 @@ from typing import Any
 from machine import take_turns
 from model_shapes import FULL, METHODS
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, bidirectional_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bert_cluster import ClusterConfig
@@ -38,11 +40,11 @@ def replaced_layers(encoder: PreTrainedModel) -> list[nn.Module]:
 
 
 class Meter:
-    """Seconds of the attention functions since the last `reset`, and q, k, v of the middle layer that patching replaces.
+    """Seconds of the attention and mask functions since the last `reset`, and q, k, v of the middle layer that patching replaces.
 
     Attributes:
-        replaced: seconds in layers that patching replaces.
-        others: seconds in layers that stay exact.
+        replaced: seconds in layers that patching replaces, and for their mask.
+        others: seconds in layers that stay exact, and for theirs.
         sample: (B, H, N, D) each, as the first pass handed them over.
     """
 
@@ -73,18 +75,35 @@ class Meter:
 
         return timed
 
+    def around_mask(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same mask function, its time counted: masks of padding alone are those of the layers that patching replaces."""
+
+        def timed(*rest: Any, mask_function: Any = bidirectional_mask_function, **named: Any) -> Any:
+            start = time.perf_counter()
+            found = function(*rest, mask_function=mask_function, **named)
+            seconds = time.perf_counter() - start
+            if mask_function is bidirectional_mask_function:
+                self.replaced += seconds
+            else:
+                self.others += seconds
+            return found
+
+        return timed
+
 
 @contextmanager
 def metered(meter: Meter) -> Iterator[None]:
-    """Both attention functions, transformers' SDPA and ours, go through the meter meanwhile."""
-    originals = {name: ALL_ATTENTION_FUNCTIONS[name] for name in ("sdpa", NAME)}
-    for name, function in originals.items():
-        AttentionInterface.register(name, meter.around(function))
+    """Attention and mask functions, transformers' for SDPA and ours, go through the meter meanwhile."""
+    originals = {name: (ALL_ATTENTION_FUNCTIONS[name], ALL_MASK_ATTENTION_FUNCTIONS[name]) for name in ("sdpa", NAME)}
+    for name, (attention, mask) in originals.items():
+        AttentionInterface.register(name, meter.around(attention))
+        AttentionMaskInterface.register(name, meter.around_mask(mask))
     try:
         yield
     finally:
-        for name, function in originals.items():
-            AttentionInterface.register(name, function)
+        for name, (attention, mask) in originals.items():
+            AttentionInterface.register(name, attention)
+            AttentionMaskInterface.register(name, mask)
 
 
 class Pass:

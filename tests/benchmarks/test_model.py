@@ -16,6 +16,7 @@ import model_short
 import pytest
 import torch
 from transformers import BertConfig, ModernBertConfig, PretrainedConfig
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sliding_window_bidirectional_mask_function
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bert_cluster.dispatch import NAME
@@ -108,6 +109,18 @@ def test_layers_with_a_window_are_not_attention_that_is_replaced(tmp_path: Path)
     ]
     assert cell["replaced_layers"] == 2
     assert all(row["exact_layers_s"] > 0 and row["attention_s"] > 0 for row in cell["methods"].values())
+
+
+def test_the_mask_of_padding_is_part_of_the_attention() -> None:
+    sdpa_mask, meter = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"], model_measures.Meter({"full": TINY.encoder(67)})
+    sizes = {"batch_size": 1, "q_length": 5, "kv_length": 5}
+    with model_measures.metered(meter):
+        timed = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
+        timed(**sizes)
+        padding = meter.replaced
+        timed(mask_function=sliding_window_bidirectional_mask_function(2), **sizes)
+    assert padding == meter.replaced > 0 and meter.others > 0
+    assert ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is sdpa_mask
 
 
 def test_methods_share_the_weights_and_leave_full_as_it_is() -> None:
