@@ -2,7 +2,8 @@
 
 With T the time of a pass, A the time of the attention of those layers that patching replaces (L of them, seen from outside: the functions
 that transformers calls for it and, once a pass, for its mask, which SDPA has as N × N booleans where anything is padded), and a the time of
-the operator alone on q, k, v of one such layer:
+the operator alone on q, k, v of such layers, the mean over as many of them as fit into `SAMPLE_BYTES` (one after the other: the same data
+again and again would be learnt by the processor, and be faster than any layer of a model):
 
     rest     R = T_full − A_full
     share    A_full / T_full
@@ -33,26 +34,34 @@ from bert_cluster.dispatch import NAME
 from bert_cluster.families import attention_modules
 from bert_cluster.planes import random_planes
 
+SAMPLE_BYTES = 2**30
+
 
 def replaced_layers(encoder: PreTrainedModel) -> list[nn.Module]:
     """The attention modules that patching makes clustered, patched or not."""
     return [each.module for each in attention_modules(encoder) if each.exempt is None]
 
 
+def sampled_layers(layers: int, layer_bytes: int) -> set[int]:
+    """Places of the layers whose q, k, v are kept: all, or as many as `SAMPLE_BYTES` holds, evenly spread; one at least."""
+    count = max(1, min(layers, SAMPLE_BYTES // layer_bytes))
+    return {(2 * number + 1) * layers // (2 * count) for number in range(count)}
+
+
 class Meter:
-    """Seconds of the attention and mask functions since the last `reset`, and q, k, v of the middle layer that patching replaces.
+    """Seconds of the attention and mask functions since the last `reset`, and q, k, v of layers that patching replaces.
 
     Attributes:
         replaced: seconds in layers that patching replaces, and for their mask.
         others: seconds in layers that stay exact, and for theirs.
-        sample: (B, H, N, D) each, as the first pass handed them over.
+        sample: place of a layer -> its (B, H, N, D) each, as the first pass handed them over.
     """
 
     def __init__(self, encoders: Mapping[str, PreTrainedModel]):
         layers = [replaced_layers(encoder) for encoder in encoders.values()]
-        self._replaced = {module for one in layers for module in one}
-        self._middle = {one[len(one) // 2] for one in layers}
-        self.sample: tuple[Tensor, Tensor, Tensor] | None = None
+        self._layers = len(layers[0])
+        self._place = {module: place for one in layers for place, module in enumerate(one)}
+        self.sample: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
         self.reset()
 
     def reset(self) -> None:
@@ -62,12 +71,13 @@ class Meter:
         """The same attention function, its time counted."""
 
         def timed(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Any:
-            if self.sample is None and module in self._middle:
-                self.sample = (query, key, value)
+            place = self._place.get(module)
+            if place is not None and place in sampled_layers(self._layers, 3 * query.nbytes):
+                self.sample.setdefault(place, (query, key, value))
             start = time.perf_counter()
             found = function(module, query, key, value, *rest, **named)
             seconds = time.perf_counter() - start
-            if module in self._replaced:
+            if place is not None:
                 self.replaced += seconds
             else:
                 self.others += seconds
@@ -200,13 +210,24 @@ def method_row(
 def operator_seconds(
     encoders: Mapping[str, PreTrainedModel], meter: Meter, mask: Tensor, seconds: float
 ) -> dict[str, float]:
-    """Method -> median seconds of its operator alone on the q, k, v that the meter kept, all methods in turns."""
+    """Method -> median seconds of its operator alone for one layer, the mean of those that the meter kept; all methods in turns."""
     configs = {name: METHODS[name] for name in encoders if name != FULL}
-    if meter.sample is None or not configs:
-        return {}
-    q, k, v = meter.sample
-    runs = {name: operator(config, q, k, v, mask) for name, config in configs.items() if config is not None}
-    return {name: median(values) / 1000 for name, values in take_turns(runs, seconds).items()}
+    runs = {
+        name: in_sequence([operator(config, *layer, mask) for layer in meter.sample.values()])
+        for name, config in configs.items()
+        if config is not None
+    }
+    return {name: median(values) / 1000 / len(meter.sample) for name, values in take_turns(runs, seconds).items()}
+
+
+def in_sequence(runs: list[Callable[[], Tensor]]) -> Callable[[], None]:
+    """One run of all."""
+
+    def run() -> None:
+        for each in runs:
+            each()
+
+    return run
 
 
 def operator(config: ClusterConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Callable[[], Tensor]:

@@ -123,6 +123,19 @@ def test_the_mask_of_padding_is_part_of_the_attention() -> None:
     assert ALL_MASK_ATTENTION_FUNCTIONS["sdpa"] is sdpa_mask
 
 
+def test_as_many_layers_are_sampled_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_measures, "SAMPLE_BYTES", 100)
+    assert model_measures.sampled_layers(12, 1) == set(range(12))
+    assert model_measures.sampled_layers(12, 40) == {3, 9}
+    assert model_measures.sampled_layers(12, 1000) == {6}
+    encoder = WINDOWED.encoder(67)
+    meter = model_measures.Meter({"full": encoder})
+    with model_measures.metered(meter):
+        encoder(**model_shapes.inputs(encoder.config, 67, 1, "none"))
+    assert list(meter.sample) == [1]
+    assert [tuple(one.shape) for one in meter.sample[1]] == [(1, 2, 67, 16)] * 3
+
+
 def test_methods_share_the_weights_and_leave_full_as_it_is() -> None:
     encoder = TINY.encoder(67)
     batch = model_shapes.inputs(encoder.config, 67, 1, "none")
