@@ -36,14 +36,14 @@ def command() -> str:
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
-def take_turns(runs: Mapping[str, Callable[[], Any]], seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of every run, in turns, for about so many seconds: at least three turns after one that is not counted."""
+def take_turns(runs: Mapping[str, Callable[[], Any]], seconds: float, least: int = 3) -> dict[str, list[float]]:
+    """Milliseconds of every run, in turns, for about so many seconds: at least `least` turns after one that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     end = time.perf_counter() + seconds
     turns = 0
-    while turns < 3 or (time.perf_counter() < end and turns < 101):
+    while turns < least or (time.perf_counter() < end and turns < 101):
         for name, run in runs.items():
             start = time.perf_counter()
             run()

@@ -128,12 +128,20 @@ class Kept:
         path: the file; written after each measurement, whole or not at all.
         settings: what must be the same for kept measurements to be used.
         overwrite: forget what is kept.
+        advice: how the command starts again, for the error.
 
     Raises:
         SystemExit: the file holds measurements of other settings.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any], *, overwrite: bool = False):
+    def __init__(
+        self,
+        path: Path,
+        settings: Mapping[str, Any],
+        *,
+        overwrite: bool = False,
+        advice: str = "choose another --output_dir, or add --overwrite_output_dir to start again",
+    ):
         self.path = path
         self.content: dict[str, Any] = {"settings": json.loads(json.dumps(settings)), "cells": {}}
         if path.exists() and not overwrite:
@@ -142,7 +150,7 @@ class Kept:
             if differences:
                 sys.exit(
                     f"{path} holds measurements of other settings: {'; '.join(differences)}. Repeat the first command to "
-                    "continue it, choose another --output_dir, or add --overwrite_output_dir to start again."
+                    f"continue it, {advice}."
                 )
             self.content = kept
 

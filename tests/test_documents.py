@@ -8,6 +8,7 @@ from types import ModuleType
 
 import budgets_page
 import fidelity_page
+import model_page
 import operators_page
 import pytest
 import readme_tables
@@ -29,6 +30,7 @@ DOCUMENTS = [
     "docs/long-texts.md",
     "docs/budgets.md",
     "docs/fidelity.md",
+    "docs/models.md",
     "docs/results-schema.md",
     "docs/speed.md",
     "examples/README.md",
@@ -179,7 +181,7 @@ def test_the_readme_table_is_what_the_demo_wrote() -> None:
     assert readme_tables.updated(text_of("README.md")) == text_of("README.md")
 
 
-@pytest.mark.parametrize("page", [fidelity_page, budgets_page, operators_page], ids=lambda page: page.NAME)
+@pytest.mark.parametrize("page", [fidelity_page, budgets_page, model_page, operators_page], ids=lambda page: page.NAME)
 def test_pages_are_what_the_results_say(page: ModuleType) -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.updated(text, page.kept_results()) == text
