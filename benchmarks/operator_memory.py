@@ -5,7 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import torch
-from operator_cases import Case
+from timed_cases import Case
 from operator_methods import METHODS
 
 from bert_cluster.evaluation.memory import PeakMemory

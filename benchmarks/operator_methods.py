@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from operator_cases import Case, Inputs
+from timed_cases import Case, Inputs
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 

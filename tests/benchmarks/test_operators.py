@@ -16,7 +16,7 @@ import operators_page
 import pytest
 import readme_tables
 import torch
-from operator_cases import Case, suite
+from timed_cases import Case, suite
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 

@@ -207,7 +207,7 @@ inline void clustered_rows(const HeadForward& head, const Rows<A>& strided, cons
   const int64_t n = valid.n, words = words_of(s.P), D = s.D, K = smaller(s.K, n);
   uint64_t *codes = take<uint64_t>(scratch, n * words), *centroids = take<uint64_t>(scratch, s.C * words);
   int32_t* assignment = take<int32_t>(scratch, n);
-  A* dense = take<A>(scratch, n * D);
+  A* dense = dense_target(strided, n, D, scratch);
   hash_rows(strided, n, static_cast<const A*>(head.planes), s.P, D, codes, dense, scratch);
   const Rows<A> q{dense, D, nullptr};
   cluster_hamming(codes, n, words, s.C, head.iterations, assignment, centroids, scratch);

@@ -296,7 +296,7 @@ inline void refined_rows(const HeadForward& head, const Rows<A>& q, const Rows<A
   const Sizes& s = head.sizes;
   const int64_t n = head.valid.n, D = s.D, M = s.M, K = smaller(s.K, n), W = smaller(head.band, n);
   int32_t *query_cluster = take<int32_t>(scratch, n), *key_cluster = take<int32_t>(scratch, n), *cluster = take<int32_t>(scratch, smaller(s.C, n));
-  A *x = take<A>(scratch, n * D), *keys = take<A>(scratch, n * D), *values = take<A>(scratch, n * D);
+  A *x = dense_target(q, n, D, scratch), *keys = dense_target(k, n, D, scratch), *values = dense_target(v, n, D, scratch);
   // Queries are clustered unscaled: the scale changes no distance's order.
   assign_rows(q, n, sample_centroids(q, n, s.C, head.iterations, head.sample, D, scratch), D, query_cluster, x, scratch);
   scatter_valid(query_cluster, head.valid, s.N, head.assignment);

@@ -40,7 +40,20 @@ inline uint16_t to_bfloat16(float x) {
 #if defined(CUDA_OPS_AVX512) || defined(CUDA_OPS_AVX2)
 inline float from_float16(uint16_t x) { return _cvtsh_ss(x); }
 inline uint16_t to_float16(float x) { return uint16_t(_cvtss_sh(x, 0)); }
+// Whole vectors of float16, which compilers do not make of the above; return how many were converted.
+inline int64_t widen_vectors(const uint16_t* from, int64_t count, float* to) {
+  int64_t d = 0;
+  for (; d + 8 <= count; d += 8) _mm256_storeu_ps(to + d, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + d))));
+  return d;
+}
+inline int64_t narrow_vectors(const float* from, int64_t count, uint16_t* to) {
+  int64_t d = 0;
+  for (; d + 8 <= count; d += 8) _mm_storeu_si128((__m128i*)(to + d), _mm256_cvtps_ph(_mm256_loadu_ps(from + d), 0));
+  return d;
+}
 #else
+inline int64_t widen_vectors(const uint16_t*, int64_t, float*) { return 0; }
+inline int64_t narrow_vectors(const float*, int64_t, uint16_t*) { return 0; }
 inline float from_float16(uint16_t x) {
   const uint32_t sign = uint32_t(x & 0x8000) << 16, magnitude = x & 0x7fff;
   if (magnitude >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (magnitude << 13));
@@ -56,6 +69,10 @@ inline uint16_t to_float16(float x) {
   return uint16_t(sign | (rounded >> 13));
 }
 #endif
+
+// 16-bit inputs are accumulated in float32.
+inline int64_t widen_vectors(const uint16_t*, int64_t, double*) { return 0; }
+inline int64_t narrow_vectors(const double*, int64_t, uint16_t*) { return 0; }
 
 template <class A, class T, A (*convert)(T)>
 inline void convert_row(const T* from, int64_t stride, int64_t count, A* to) {
@@ -88,8 +105,11 @@ inline void read_row(const Slice& slice, int64_t token, int64_t count, A* to) {
       return convert_row<A, double, widen<A, double>>(static_cast<const double*>(slice.base) + at, slice.element_stride, count, to);
     case Dtype::bfloat16:
       return convert_row<A, uint16_t, widen_bfloat16<A>>(static_cast<const uint16_t*>(slice.base) + at, slice.element_stride, count, to);
-    case Dtype::float16:
-      return convert_row<A, uint16_t, widen_float16<A>>(static_cast<const uint16_t*>(slice.base) + at, slice.element_stride, count, to);
+    case Dtype::float16: {
+      const uint16_t* from = static_cast<const uint16_t*>(slice.base) + at;
+      const int64_t done = slice.element_stride == 1 ? widen_vectors(from, count, to) : 0;
+      return convert_row<A, uint16_t, widen_float16<A>>(from + done * slice.element_stride, slice.element_stride, count - done, to + done);
+    }
   }
 }
 
@@ -107,9 +127,11 @@ inline void write_row(const Slice& slice, int64_t token, int64_t count, const A*
     case Dtype::bfloat16:
       for (int64_t d = 0; d < count; ++d) static_cast<uint16_t*>(slice.base)[at + d] = to_bfloat16(float(from[d]));
       return;
-    case Dtype::float16:
-      for (int64_t d = 0; d < count; ++d) static_cast<uint16_t*>(slice.base)[at + d] = to_float16(float(from[d]));
+    case Dtype::float16: {
+      uint16_t* to = static_cast<uint16_t*>(slice.base) + at;
+      for (int64_t d = narrow_vectors(from, count, to); d < count; ++d) to[d] = to_float16(float(from[d]));
       return;
+    }
   }
 }
 // The row itself where it holds what the kernels compute with, else null.
@@ -180,6 +202,12 @@ inline Rows<A> valid_rows(const Slice& slice, const Valid& valid, int64_t D, Scr
   return {packed, D, nullptr};
 }
 
+// Where the n rows are to be copied to: nowhere else if valid_rows has already made them in working memory.
+template <class A>
+inline A* dense_target(const Rows<A>& rows, int64_t n, int64_t D, Scratch& scratch) {
+  return rows.position ? take<A>(scratch, n * D) : const_cast<A*>(rows.base);
+}
+
 // How many rows before its turn one is fetched where they are taken one by one.
 constexpr int64_t AHEAD = 8;
 
@@ -193,7 +221,8 @@ CUDA_OPS_INLINE void copy_row(const A* row, int64_t D, A* to) {
 // The rows from `first` on to the same places of `dense`.
 template <class A>
 inline void copy_rows(const Rows<A>& rows, int64_t first, int64_t count, int64_t D, A* dense) {
-  for (int64_t i = first; i < first + count; ++i) copy_row(rows[i], D, dense + i * D);
+  if (rows.position || rows.base != dense)
+    for (int64_t i = first; i < first + count; ++i) copy_row(rows[i], D, dense + i * D);
 }
 
 // Zeros in the output rows of the tokens that are not valid.
