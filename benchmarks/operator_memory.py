@@ -5,8 +5,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import torch
-from timed_cases import Case
 from operator_methods import METHODS
+from timed_cases import Case
 
 from bert_cluster.evaluation.memory import PeakMemory
 

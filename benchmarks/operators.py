@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 from machine import command, environment, summary, take_turns
-from timed_cases import LENGTHS, Case, suite
 from operator_memory import extra_memory
 from operator_methods import IDIAP_PACKAGE, SDPA, TOLERANCES, budgets, check, idiap_missing, idiap_version, methods_for
+from timed_cases import LENGTHS, Case, suite
 
 import cuda_ops
 

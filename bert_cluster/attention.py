@@ -58,11 +58,10 @@ def run_layer(
         keys = None if mask is None else mask[:, None, None, :]
         grouped = k.shape[1] != q.shape[1]
         return scaled_dot_product_attention(q, k, v, attn_mask=keys, scale=scale, enable_gqa=grouped)
-    budgets, exact_below = settings.budgets_at(0), settings.exact_below
+    budgets, exact_below = settings.shortest, settings.exact_below
     if planes is None:
-        longer = settings.longer()
         return cuda_ops.refined_clustered(
-            q, k, v, mask, **budgets, scale=scale, exact_below=exact_below, longer=longer
+            q, k, v, mask, **budgets, scale=scale, exact_below=exact_below, longer=settings.longer
         )[0]
     clusters, iterations = budgets["clusters"], settings.iterations
     if settings.method == "clustered":

@@ -70,6 +70,14 @@ class LayerSettings:
     iterations: int = 0
     exact_below: int = 0
     seed: int = 0
+    # Made once, for every call of a layer asks for them: the budgets at 0 tokens, and what longer texts take instead, as
+    # `cuda_ops.refined_clustered` reads it.
+    shortest: dict[str, int] = field(init=False, repr=False, compare=False)
+    longer: list[int] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shortest", self.budgets_at(0))
+        object.__setattr__(self, "longer", self._longer())
 
     def budgets(self) -> dict[str, Budget]:
         """The budgets of the method, by name."""
@@ -80,8 +88,8 @@ class LayerSettings:
         grown = GROWTH[max(least for least in GROWTH if least <= tokens)]
         return {name: grown[name] if value == AUTO else value for name, value in self.budgets().items()}
 
-    def longer(self) -> list[int]:
-        """What longer texts take instead of the budgets at 0 tokens, as `cuda_ops.refined_clustered` reads it."""
+    def _longer(self) -> list[int]:
+        """Five numbers a step, for every step of `GROWTH` after the first, where a budget is "auto"."""
         if AUTO not in self.budgets().values():
             return []
         names = ("clusters", "topk", "key_clusters", "sample")

@@ -44,6 +44,8 @@ def _shape(name: str, x: Tensor, expected: tuple[int, ...], axes: str, advice: s
 
 
 def _integer(name: str, value: object, smallest: int, largest: int | None, advice: str) -> None:
+    if type(value) is int and smallest <= value and (largest is None or value <= largest):
+        return
     if not isinstance(value, (int, torch.SymInt)) or isinstance(value, bool):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}. Pass a Python int.")
     if value < smallest or (largest is not None and value > largest):

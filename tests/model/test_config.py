@@ -39,7 +39,7 @@ def test_automatic_budgets_go_by_the_length() -> None:
         assert settings.budgets_at(tokens) == GROWTH[step] | fixed
     names = ("clusters", "topk", "key_clusters", "sample")
     steps = [[least, *((grown | fixed)[name] for name in names)] for least, grown in GROWTH.items() if least]
-    assert settings.longer() == [number for step in steps for number in step]
+    assert settings.longer == [number for step in steps for number in step]
     assert list(GROWTH) == sorted(GROWTH) and min(GROWTH) == 0
 
 
@@ -53,9 +53,9 @@ def test_the_documented_steps_are_the_steps() -> None:
 
 def test_given_budgets_do_not_grow() -> None:
     settings = ClusterConfig(clusters=25, topk=64, key_clusters=32, sample=256).for_layer(0)
-    assert settings.longer() == [] and settings.budgets() == settings.budgets_at(10**9)
+    assert settings.longer == [] and settings.budgets() == settings.budgets_at(10**9)
     paper = ClusterConfig(method="improved-clustered").for_layer(0)
-    assert paper.longer() == [] and paper.budgets_at(4096)["clusters"] == 25
+    assert paper.longer == [] and paper.budgets_at(4096)["clusters"] == 25
 
 
 def test_a_layer_may_fix_what_grows_elsewhere() -> None:
