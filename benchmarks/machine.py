@@ -1,6 +1,7 @@
 """What every benchmark writes down of the machine, and how it takes times: all operators in turns."""
 
 import platform
+import random
 import shlex
 import statistics
 import sys
@@ -36,17 +37,22 @@ def command() -> str:
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
-def take_turns(runs: Mapping[str, Callable[[], Any]], seconds: float, least: int = 3) -> dict[str, list[float]]:
-    """Milliseconds of every run, in turns, for about so many seconds: at least `least` turns after one that is not counted."""
+def take_turns(runs: Mapping[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, list[float]]:
+    """Milliseconds of every run, in turns, for about so many seconds: at least `least` turns after one that is not counted.
+
+    Each turn has another order, the same in every measurement: what one run leaves behind in caches and free memory must
+    not always meet the same other.
+    """
+    orders = random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in runs}
     for run in runs.values():
         run()
     end = time.perf_counter() + seconds
     turns = 0
     while turns < least or (time.perf_counter() < end and turns < 101):
-        for name, run in runs.items():
+        for name in orders.sample(list(runs), len(runs)):
             start = time.perf_counter()
-            run()
+            runs[name]()
             times[name].append(1000 * (time.perf_counter() - start))
         turns += 1
     return times

@@ -128,7 +128,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--instruction-set", choices=["portable", "avx2", "avx512"], help="that our operators use")
     parser.add_argument("--suite", action="store_true", help="the cases of docs/speed.md besides")
-    parser.add_argument("--seconds", type=float, default=4.0, help="for each length, at least three turns")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each length, at least five turns")
     parser.add_argument("--output", type=Path, help="the results file")
     options = parser.parse_args()
     if not 0 <= options.padding < 1:
