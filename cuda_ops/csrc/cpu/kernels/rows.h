@@ -161,11 +161,6 @@ CUDA_OPS_INLINE void prefetch_row(const A* row, int64_t D) {
   constexpr int64_t LINE = 64 / sizeof(A);
   for (int64_t d = 0; d < D; d += LINE) __builtin_prefetch(row + d);
 }
-template <class A>
-CUDA_OPS_INLINE void prefetch_rows(const Rows<A>& rows, int64_t first, int64_t count, int64_t D) {
-  for (int64_t i = 0; i < count; ++i) prefetch_row(rows[first + i], D);
-}
-
 // Lines of memory to fetch while something else is computed, one at each step of an inner loop: all at once the processor would wait for them.
 struct Ahead {
   static constexpr int64_t BURST = 8;
