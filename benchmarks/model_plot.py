@@ -14,7 +14,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    drawn = {name: cells for name in SHAPES if (cells := plain_cells(results, name))}
+    drawn = {name: cells for name in SHAPES if len(cells := plain_cells(results, name)) > 1}  # one length makes no line
     figure = Figure(figsize=(1 + 4 * max(1, len(drawn)), 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, max(1, len(drawn)), squeeze=False)[0]
