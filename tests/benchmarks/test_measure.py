@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import budgets
 import budgets_page
 import budgets_squad
 import fidelity
+import machine
 import measure
 import pytest
 import torch
@@ -156,3 +158,15 @@ def test_an_entry_has_scores_in_points_with_the_tasks_own_first(tmp_path: Path) 
     assert refined["hidden_state_error"]["mean"] == pytest.approx(0.2) and entry["mean_tokens"] == 10
     assert entry["methods"]["full"]["hidden_state_error"] is None
     assert str(tmp_path) not in json.dumps(entry)
+
+
+def test_turns_have_another_order_each_and_the_same_in_every_measurement() -> None:
+    def orders() -> list[str]:
+        taken: list[str] = []
+        times = machine.take_turns({name: partial(taken.append, name) for name in "abc"}, 0.0, least=4)
+        assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4, "c": 4}
+        return ["".join(taken[i : i + 3]) for i in range(3, 15, 3)]  # the first three warm up
+
+    first = orders()
+    assert all(sorted(turn) == ["a", "b", "c"] for turn in first) and len(set(first)) > 1
+    assert orders() == first

@@ -21,6 +21,8 @@ PRIMES: list[dict[str, Any]] = [
     {"B": 2, "H": 6, "H_kv": 2, "N": 31, "D": 5, "C": 3, "K": 11, "M": 7, "W": 0},
     {"B": 2, "H": 4, "H_kv": 1, "N": 53, "D": 23, "C": 11, "K": 2, "M": 3, "W": 4, "S": 1},
     {"B": 6, "N": 37, "D": 64, "C": 5, "K": 16, "M": 3, "W": 1, "exact_below": 27},
+    # more clusters than a word of marks has bits, more cells than two registers have lanes, bands of more than one vector
+    {"B": 2, "H": 1, "N": 131, "D": 16, "C": 37, "K": 13, "M": 41, "W": 11},
     {"B": 1, "H": 1, "N": 127, "D": 32, "C": 13, "K": 31, "M": 11, "W": 4, "iterations": 3, "S": 67, "mask": "holes"},
 ]
 
