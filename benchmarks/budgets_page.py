@@ -5,12 +5,11 @@
 No number is typed by hand: a test compares the page with what this script makes.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from readme_tables import RESULTS, ROOT, between_marks, shown_difference
+from readme_tables import RESULTS, ROOT, between_marks, kept_results_of, shown_difference
 
 from bert_cluster import ClusterConfig
 from bert_cluster.evaluation.methods import with_budgets
@@ -177,7 +176,7 @@ def updated(page: str, results: dict[str, Any] | None) -> str:
 
 def kept_results() -> dict[str, Any] | None:
     """The content of the results file; None before the first measurement."""
-    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else None
+    return kept_results_of(FILE)
 
 
 def main() -> None:

@@ -5,10 +5,17 @@
 No number is typed by hand: a test compares the page with what this script makes.
 """
 
-import json
 from typing import Any
 
-from readme_tables import RESULTS, ROOT, between_marks, fidelity_section, shown_agreement, shown_difference
+from readme_tables import (
+    RESULTS,
+    ROOT,
+    between_marks,
+    fidelity_section,
+    kept_results_of,
+    shown_agreement,
+    shown_difference,
+)
 
 PAGE = ROOT / "docs" / "fidelity.md"
 FILE = RESULTS / "fidelity.json"
@@ -19,7 +26,7 @@ SAME_ANSWERS, SAME_PREDICTIONS = 0.98, 0.99
 
 def kept_results() -> dict[str, Any] | None:
     """The content of the results file; None before the first measurement."""
-    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else None
+    return kept_results_of(FILE)
 
 
 def section(results: dict[str, Any] | None) -> str:

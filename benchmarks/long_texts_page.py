@@ -6,12 +6,12 @@ No number is typed by hand: a test compares the page with what this script makes
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+from readme_tables import ROOT, kept_results_of
+
 PAGE = ROOT / "docs" / "long-texts.md"
 PLOT = ROOT / "docs" / "images" / "long-texts.png"
 RESULTS = ROOT / "benchmarks" / "results" / "long-texts.json"
@@ -261,8 +261,7 @@ def updated(page: str, results: Row | None) -> str:
 
 def kept_results(path: Path = RESULTS) -> Row | None:
     """The measured figures, None while there are none."""
-    results: Row | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return results
+    return kept_results_of(path)
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ No number is typed by hand: a test compares the page with what this script makes
 """
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from math import log
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 from model_plot import draw
 from model_shapes import FULL, METHODS, SHAPES
 from readme_tables import RESULTS as FOLDER
-from readme_tables import ROOT, between_marks
+from readme_tables import ROOT, between_marks, kept_results_of
 
 PAGE = ROOT / "docs" / "models.md"
 PLOT = ROOT / "docs" / "images" / "models.png"
@@ -31,8 +30,7 @@ Row = Mapping[str, Any]
 
 def kept_results(path: Path = RESULTS) -> Row | None:
     """The measured figures, None while there are none."""
-    results: Row | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-    return results
+    return kept_results_of(path)
 
 
 def cells_of(results: Row, kind: str, shape: str | None = None) -> list[Row]:

@@ -5,13 +5,12 @@
 No number is typed by hand: a test compares the page with what this script makes.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from readme_tables import RESULTS, ROOT, between_marks
+from readme_tables import RESULTS, ROOT, between_marks, kept_results_of
 
 PAGE = ROOT / "docs" / "speed.md"
 PLOT = ROOT / "docs" / "images" / "operators-cpu.png"
@@ -215,7 +214,7 @@ def updated(page: str, results: Results | None) -> str:
 
 def kept_results() -> Results | None:
     """The content of the results file; None before the first measurement."""
-    return json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else None
+    return kept_results_of(FILE)
 
 
 def main() -> None:

@@ -57,6 +57,11 @@ def take(folder: Path, note: str) -> None:
     shutil.copyfile(folder / "squad" / "plot.png", PLOT)
 
 
+def kept_results_of(path: Path) -> dict[str, Any] | None:
+    """The content of a results file; None before the first measurement."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
 def without_machine_paths(value: Any) -> Any:
     """The same JSON value with absolute paths cut to what is the same everywhere: from the package or `examples` on."""
     if isinstance(value, dict):

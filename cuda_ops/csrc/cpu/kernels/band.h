@@ -43,10 +43,9 @@ inline Band<A> band_products(const A* q, const A* keys, int64_t n, int64_t W, A 
   constexpr int64_t R = PAIRS<A>;
   const int64_t width = W ? 2 * W + 1 : 0, stride = round_up(width, Vec<A>::lanes);
   const Band<A> band{W, width, stride, take<A>(scratch, n * stride)};
-  each(W ? (n + CHUNK - 1) / CHUNK : 0, scratch, [&](int64_t chunk, Scratch& own) {
-    const int64_t end = smaller(n, (chunk + 1) * CHUNK);
+  each_chunk(W ? n : 0, scratch, [&](int64_t first, int64_t end, Scratch& own) {
     A* x = take<A>(own, R * D);
-    for (int64_t i = chunk * CHUNK; i < end;) {
+    for (int64_t i = first; i < end;) {
       const int64_t count = i >= W && i + R <= end && i + R + W <= n ? R : 1;
       for (int64_t t = 0; t < count; ++t) scale_row(q + (i + t) * D, scale, D, x + t * D);
       for (int64_t w = 0; w < count * stride; w += Vec<A>::lanes) store(band.weights + i * stride + w, set(A(0)));
@@ -87,8 +86,8 @@ template <class A>
 inline void write_attended(const HeadForward& head, const Band<A>& band, const A* v, const int32_t* query_cluster, A* attended, Scratch& scratch) {
   const int64_t n = head.valid.n, D = head.sizes.D;
   const int32_t* position = head.valid.position;
-  each((n + CHUNK - 1) / CHUNK, scratch, [&](int64_t chunk, Scratch&) {
-    for (int64_t i = chunk * CHUNK; i < smaller(n, (chunk + 1) * CHUNK); ++i) {
+  each_chunk(n, scratch, [&](int64_t first, int64_t last, Scratch&) {
+    for (int64_t i = first; i < last; ++i) {
       if (query_cluster[i] < 0 || query_cluster[i] >= head.sizes.C) continue;
       A *row = attended + i * D, *to = own_row<A>(head.out, position[i]);
       if (to && i + AHEAD < n) prefetch_row(own_row<A>(head.out, position[i + AHEAD]), D);

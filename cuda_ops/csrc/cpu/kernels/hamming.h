@@ -21,11 +21,10 @@ inline void hash_rows(const Rows<A>& x, int64_t n, const A* planes, int64_t P, i
   const int64_t words = words_of(P), stride = panel_count<A>(P) * PANEL<A>;
   const ScratchMark before = mark(scratch);
   const A* panels = pack_panels(Rows<A>{planes, D, nullptr}, P, D, scratch);
-  each((n + CHUNK - 1) / CHUNK, scratch, [&](int64_t chunk, Scratch& own) {
+  each_chunk(n, scratch, [&](int64_t begin, int64_t end, Scratch& own) {
     A *rows = take<A>(own, QUERY_BLOCK * D), *dots = take<A>(own, QUERY_BLOCK * stride);
     Ahead ahead = take_ahead<A>(QUERY_BLOCK, D, own);
-    const int64_t end = smaller(n, (chunk + 1) * CHUNK);
-    for (int64_t first = chunk * CHUNK; first < end; first += QUERY_BLOCK) {
+    for (int64_t first = begin; first < end; first += QUERY_BLOCK) {
       const int64_t here = smaller(end - first, QUERY_BLOCK), later = first + here;
       A* block = dense ? dense + first * D : rows;
       copy_rows(rows_from(x, first), 0, here, D, block);
@@ -112,10 +111,7 @@ inline void cluster_hamming(const uint64_t* codes, int64_t n, int64_t words, int
   for (int64_t c = 0; c < C; ++c) copy(centroids + c * words, codes + (c * n / C) * words, size_t(words) * 8);
   for (int64_t i = 0; i < n; ++i) assignment[i] = -1;
   for (int64_t round = 0;; ++round) {
-    each((n + CHUNK - 1) / CHUNK, scratch, [&](int64_t chunk, Scratch&) {
-      const int64_t first = chunk * CHUNK;
-      assign_codes(codes + first * words, smaller(n - first, CHUNK), words, centroids, C, next + first);
-    });
+    each_chunk(n, scratch, [&](int64_t begin, int64_t end, Scratch&) { assign_codes(codes + begin * words, end - begin, words, centroids, C, next + begin); });
     if (round == iterations) break;
     for (int64_t i = 0; i < n; ++i) {
       if (next[i] == assignment[i]) continue;

@@ -47,15 +47,20 @@ inline void pack_panel(const Rows<A>& rows, int64_t first, int64_t left, int64_t
 // Tokens that one worker takes at a time, in whole panels.
 constexpr int64_t CHUNK = 512;
 
+// task(begin, end, scratch) for every chunk of n tokens.
+template <class Task>
+inline void each_chunk(int64_t n, Scratch& scratch, const Task& task) {
+  each((n + CHUNK - 1) / CHUNK, scratch, [&](int64_t chunk, Scratch& own) { task(chunk * CHUNK, smaller(n, (chunk + 1) * CHUNK), own); });
+}
+
 // visit(first, count, panel, ahead, scratch) for every panel of n rows; `ahead` holds the lines of the next one.
 template <class A, class Visit>
 inline void each_panel(const Rows<A>& rows, int64_t n, int64_t D, Scratch& scratch, const Visit& visit) {
-  each((n + CHUNK - 1) / CHUNK, scratch, [&](int64_t chunk, Scratch& own) {
+  each_chunk(n, scratch, [&](int64_t begin, int64_t end, Scratch& own) {
     A* panel = take<A>(own, D * PANEL<A>);
     Ahead ahead = take_ahead<A>(2 * PANEL<A>, D, own);  // the visitor may add as many
     const ScratchMark before = mark(own);
-    const int64_t end = smaller(n, (chunk + 1) * CHUNK);
-    for (int64_t first = chunk * CHUNK; first < end; first += PANEL<A>, release(own, before)) {
+    for (int64_t first = begin; first < end; first += PANEL<A>, release(own, before)) {
       const int64_t count = smaller(end - first, PANEL<A>), later = first + count;
       pack_panel(rows, first, count, D, panel);
       ahead.set_rows(rows, later, smaller(n - later, PANEL<A>), D);

@@ -48,12 +48,9 @@ inline void refined_rows(const HeadForward& head, const Rows<A>& q, const Rows<A
   scatter_valid(key_cluster, head.valid, s.N, head.key_assignment);
 
   int32_t *top = take<int32_t>(scratch, C * K), *found = take<int32_t>(scratch, C);
-  const Marks marks = unmarked(C, n, W, scratch);
   each(C, scratch, [&](int64_t c, Scratch& own) { select_top(scores + c * stride, n, K, top + c * K, own); });
-  for (int64_t c = 0; c < C; ++c) {
-    found[c] = int32_t(K);
-    for (int64_t j = 0; j < K; ++j) marks.add(c, top[c * K + j]);
-  }
+  for (int64_t c = 0; c < C; ++c) found[c] = int32_t(K);
+  const Marks marks = mark_top({top, found, K}, C, n, W, scratch);
   write_all_top(head, groups, top, K, scratch);
   const Tails<A> tail = tails(Rows<A>{keys, D, nullptr}, Rows<A>{values, D, nullptr}, group_tokens(key_cluster, n, M, scratch), M, by_token, marks, C, D, scratch);
   attend_clusters(head, groups, cluster, C, means, scores, stride, marks, {top, found, K}, tail, query_cluster, key_cluster, x, keys, values, log_mass, scratch);
@@ -73,12 +70,6 @@ void cluster_rows(const Slice& x, const Valid& valid, const Sizes& s, int64_t ro
 // indices.
 inline void list_top(const int32_t* top_keys, const int32_t* cluster, int64_t C, const Sizes& s, const int32_t* index, int32_t* top, int32_t* found) {
   for (int64_t c = 0; c < C; ++c) found[c] = int32_t(s.K ? valid_top(top_keys + (cluster ? cluster[c] : c) * s.K, s.K, s.N, index, top + c * s.K) : 0);
-}
-inline Marks mark_top(const TopLists& top, int64_t C, int64_t n, int64_t W, Scratch& scratch) {
-  const Marks marks = unmarked(C, n, W, scratch);
-  for (int64_t c = 0; c < C; ++c)
-    for (int64_t j = 0; j < top.found[c]; ++j) marks.add(c, top.keys[c * top.stride + j]);
-  return marks;
 }
 
 template <class A>

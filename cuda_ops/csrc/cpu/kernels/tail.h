@@ -57,6 +57,13 @@ inline Marks unmarked(int64_t C, int64_t n, int64_t W, Scratch& scratch) {
   return marks;
 }
 
+inline Marks mark_top(const TopLists& top, int64_t C, int64_t n, int64_t W, Scratch& scratch) {
+  const Marks marks = unmarked(C, n, W, scratch);
+  for (int64_t c = 0; c < C; ++c)
+    for (int64_t j = 0; j < top.found[c]; ++j) marks.add(c, top.keys[c * top.stride + j]);
+  return marks;
+}
+
 // Scores by token, C of them padded to whole vectors: a cell takes its keys one by one, the clusters in the lanes.
 template <class A>
 inline int64_t token_stride(int64_t C) {
