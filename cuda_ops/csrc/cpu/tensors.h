@@ -56,13 +56,13 @@ inline Tensor empty_heads(int64_t B, int64_t H, int64_t N, int64_t D, ScalarType
 // Data pointers are asked for once, outside of the parallel region.
 class Heads {
  public:
-  explicit Heads(const Tensor& x) : base_(static_cast<char*>(x.data_ptr())), dtype_(dtype_of(x)), batch_(x.stride(0)), head_(x.stride(1)), token_(x.stride(2)), element_(x.stride(3)) {}
-  Slice operator()(int64_t b, int64_t h) const { return {base_ + (b * batch_ + h * head_) * bytes_of(dtype_), token_, element_, dtype_}; }
+  explicit Heads(const Tensor& x) : base_(static_cast<char*>(x.data_ptr())), dtype_(dtype_of(x)), bytes_(x.numel() * bytes_of(dtype_)), batch_(x.stride(0)), head_(x.stride(1)), token_(x.stride(2)), element_(x.stride(3)) {}
+  Slice operator()(int64_t b, int64_t h) const { return {base_ + (b * batch_ + h * head_) * bytes_of(dtype_), token_, element_, dtype_, bytes_}; }
 
  private:
   char* base_;
   Dtype dtype_;
-  int64_t batch_, head_, token_, element_;
+  int64_t bytes_, batch_, head_, token_, element_;
 };
 
 // Ascending valid positions of every batch row, shared by its heads.

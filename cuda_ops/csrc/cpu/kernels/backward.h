@@ -137,6 +137,7 @@ template <class A>
 inline void write_rows(const A* rows, const Slice& out, const Valid& valid, const Sizes& s) {
   clear_padding(out, valid, s);
   for (int64_t i = 0; i < valid.n; ++i) write_row(out, valid.position[i], s.D, rows + i * s.D);
+  finish_streams();
 }
 
 // One fused backward; `rows` for the rows that are clustered.

@@ -59,26 +59,26 @@ inline Band<A> band_products(const A* q, const A* keys, int64_t n, int64_t W, A 
   return band;
 }
 
-// to = row + sum_w weights[w] * values[w], V vectors of d at a time.
+// row += sum_w weights[w] * values[w], V vectors of d at a time.
 template <class A, int V>
-CUDA_OPS_INLINE void add_values(const A* weights, const A* values, int64_t count, int64_t D, const A* row, A* to) {
+CUDA_OPS_INLINE void add_values(const A* weights, const A* values, int64_t count, int64_t D, A* row) {
   constexpr int L = Vec<A>::lanes;
   vec<A> sum[V];
   for (int v = 0; v < V; ++v) sum[v] = load(row + v * L);
   for (int64_t w = 0; w < count; ++w)
     for (int v = 0; v < V; ++v) sum[v] = fma(set(weights[w]), load(values + w * D + v * L), sum[v]);
-  for (int v = 0; v < V; ++v) store(to + v * L, sum[v]);
+  for (int v = 0; v < V; ++v) store(row + v * L, sum[v]);
 }
 template <class A>
-inline void add_band(const A* weights, const A* values, int64_t count, int64_t D, const A* row, A* to) {
+inline void add_band(const A* weights, const A* values, int64_t count, int64_t D, A* row) {
   constexpr int64_t L = Vec<A>::lanes;
   int64_t d = 0;
-  for (; d + 4 * L <= D; d += 4 * L) add_values<A, 4>(weights, values + d, count, D, row + d, to + d);
-  for (; d + L <= D; d += L) add_values<A, 1>(weights, values + d, count, D, row + d, to + d);
+  for (; d + 4 * L <= D; d += 4 * L) add_values<A, 4>(weights, values + d, count, D, row + d);
+  for (; d + L <= D; d += L) add_values<A, 1>(weights, values + d, count, D, row + d);
   if (d == D) return;
   vec<A> sum = load_part(row + d, D - d);
   for (int64_t w = 0; w < count; ++w) sum = fma(set(weights[w]), load_part(values + w * D + d, D - d), sum);
-  store_part(to + d, sum, D - d);
+  store_part(row + d, sum, D - d);
 }
 
 // Adds the values of the band, token by token, and writes the outputs of the tokens that have a cluster.
@@ -89,12 +89,12 @@ inline void write_attended(const HeadForward& head, const Band<A>& band, const A
   each_chunk(n, scratch, [&](int64_t first, int64_t last, Scratch&) {
     for (int64_t i = first; i < last; ++i) {
       if (query_cluster[i] < 0 || query_cluster[i] >= head.sizes.C) continue;
-      A *row = attended + i * D, *to = own_row<A>(head.out, position[i]);
-      if (to && i + AHEAD < n) prefetch_row(own_row<A>(head.out, position[i + AHEAD]), D);
+      A* row = attended + i * D;
       const int64_t begin = band.begin(i), end = band.W ? band.end(i, n) : begin;
-      add_band(band.weights + i * band.stride + begin, v + (i - band.W + begin) * D, end - begin, D, row, to ? to : row);
-      if (!to) write_row(head.out, position[i], D, row);
+      add_band(band.weights + i * band.stride + begin, v + (i - band.W + begin) * D, end - begin, D, row);
+      write_row(head.out, position[i], D, row);
     }
+    finish_streams();
   });
 }
 

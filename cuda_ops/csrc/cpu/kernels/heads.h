@@ -181,6 +181,7 @@ inline void attend_all(const HeadForward& head, const Rows<A>& q, const Rows<A>&
     write_row(head.out, head.valid.position[i], s.D, row);
     log_mass[i] = largest + logarithm(total);
   });
+  finish_streams();
 }
 
 // scores[c][j] = means_c . k_j.
@@ -242,14 +243,14 @@ inline void clustered_rows(const HeadForward& head, const Rows<A>& strided, cons
     for (int64_t i = 0; i < count; ++i) log_mass[members[i]] = log_sum[c];
     if (!K) {
       for (int64_t i = 0; i < count; ++i) write_row(head.out, valid.position[members[i]], D, shared);
-      return;
+      return finish_streams();
     }
     const KeyTile<A> tile = compact_tile(k, v, top + c * K, K, D, own);
     attend(q, members, count, A(head.scale), tile, D, own, [&](int32_t i, A* row, A sum, A) {
-      A* to = own_row<A>(head.out, valid.position[i]);
-      add_shared(row, mass[c] / sum, shared, D, to ? to : row);
-      if (!to) write_row(head.out, valid.position[i], D, row);
+      add_shared(row, mass[c] / sum, shared, D, row);
+      write_row(head.out, valid.position[i], D, row);
     });
+    finish_streams();
   });
 }
 

@@ -14,6 +14,7 @@ struct Slice {
   int64_t token_stride;
   int64_t element_stride;
   Dtype dtype;
+  int64_t bytes;  // of the whole tensor
 };
 
 // The n valid tokens of a batch row, ascending, as positions among its N.

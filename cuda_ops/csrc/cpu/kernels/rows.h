@@ -113,17 +113,29 @@ inline void read_row(const Slice& slice, int64_t token, int64_t count, A* to) {
   }
 }
 
+// Bytes of an output that the cache of a core cannot hold: its rows are streamed past it.
+constexpr int64_t STREAMED = int64_t(1) << 20;
+
+template <class A>
+inline void write_own_row(const Slice& slice, int64_t at, int64_t count, const A* from) {
+  constexpr int L = Vec<A>::lanes;
+  A* to = static_cast<A*>(slice.base) + at;
+  int64_t d = 0;
+  if (slice.bytes >= STREAMED && size_t(to) % sizeof(vec<A>) == 0)
+    for (; d + L <= count; d += L) stream(to + d, load(from + d));
+  else
+    for (; d + L <= count; d += L) store(to + d, load(from + d));
+  for (; d < count; ++d) to[d] = from[d];
+}
+
 // Outputs are contiguous along D.
 template <class A>
 inline void write_row(const Slice& slice, int64_t token, int64_t count, const A* from) {
   const int64_t at = token * slice.token_stride;
   switch (slice.dtype) {
     case Dtype::float32:
-      for (int64_t d = 0; d < count; ++d) static_cast<float*>(slice.base)[at + d] = float(from[d]);
-      return;
     case Dtype::float64:
-      for (int64_t d = 0; d < count; ++d) static_cast<double*>(slice.base)[at + d] = double(from[d]);
-      return;
+      return write_own_row(slice, at, count, from);  // accumulated in their own type
     case Dtype::bfloat16:
       for (int64_t d = 0; d < count; ++d) static_cast<uint16_t*>(slice.base)[at + d] = to_bfloat16(float(from[d]));
       return;
@@ -133,11 +145,6 @@ inline void write_row(const Slice& slice, int64_t token, int64_t count, const A*
       return;
     }
   }
-}
-// The row itself where it holds what the kernels compute with, else null.
-template <class A>
-inline A* own_row(const Slice& slice, int64_t token) {
-  return slice.dtype == dtype_of<A>() && slice.element_stride == 1 ? static_cast<A*>(slice.base) + token * slice.token_stride : nullptr;
 }
 inline size_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 
@@ -154,6 +161,9 @@ template <class A>
 inline Rows<A> rows_from(const Rows<A>& rows, int64_t skipped) {
   return {rows.position ? rows.base : rows.base + skipped * rows.stride, rows.stride, rows.position ? rows.position + skipped : nullptr};
 }
+
+// How many rows before its turn one is fetched where they are taken one by one.
+constexpr int64_t AHEAD = 8;
 
 // Rows of a cluster lie scattered, and those of one head far apart, so the processor does not see them coming. A few at a time: it can wait for few.
 template <class A>
@@ -193,7 +203,11 @@ template <class A>
 inline Rows<A> valid_rows(const Slice& slice, const Valid& valid, int64_t D, Scratch& scratch) {
   if (slice.dtype == dtype_of<A>() && slice.element_stride == 1) return {static_cast<const A*>(slice.base), slice.token_stride, valid.position};
   A* packed = take<A>(scratch, valid.n * D);
-  for (int64_t i = 0; i < valid.n; ++i) read_row(slice, valid.position[i], D, packed + i * D);
+  const int64_t bytes = int64_t(bytes_of(slice.dtype));
+  for (int64_t i = 0; i < valid.n; ++i) {
+    if (i + AHEAD < valid.n && slice.element_stride == 1) prefetch_row(static_cast<const char*>(slice.base) + valid.position[i + AHEAD] * slice.token_stride * bytes, D * bytes);
+    read_row(slice, valid.position[i], D, packed + i * D);
+  }
   return {packed, D, nullptr};
 }
 
@@ -202,9 +216,6 @@ template <class A>
 inline A* dense_target(const Rows<A>& rows, int64_t n, int64_t D, Scratch& scratch) {
   return rows.position ? take<A>(scratch, n * D) : const_cast<A*>(rows.base);
 }
-
-// How many rows before its turn one is fetched where they are taken one by one.
-constexpr int64_t AHEAD = 8;
 
 template <class A>
 CUDA_OPS_INLINE void copy_row(const A* row, int64_t D, A* to) {

@@ -56,6 +56,23 @@ template <class A>
 CUDA_OPS_INLINE void store(A* p, vec<A> v) {
   memcpy(p, &v, sizeof v);
 }
+// Past the caches, to an aligned place: what is written once and not read soon need not be read from memory first.
+template <class A>
+CUDA_OPS_INLINE void stream(A* p, vec<A> v) {
+#if defined(CUDA_OPS_AVX512)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#elif defined(CUDA_OPS_AVX2)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), (__m256i)v);
+#else
+  store(p, v);
+#endif
+}
+// Other threads see what was streamed before.
+inline void finish_streams() {
+#if defined(CUDA_OPS_AVX512) || defined(CUDA_OPS_AVX2)
+  _mm_sfence();
+#endif
+}
 #if defined(CUDA_OPS_AVX512)
 CUDA_OPS_INLINE vec<float> set(float x) { return (vec<float>)_mm512_set1_ps(x); }
 CUDA_OPS_INLINE vec<double> set(double x) { return (vec<double>)_mm512_set1_pd(x); }
