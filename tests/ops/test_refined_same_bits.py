@@ -116,3 +116,13 @@ def test_exact_rows_are_full_attention_to_the_bit() -> None:
         assert_same_bits(name, result[short], exact[short])
     for name, result, other in zip(NAMES, results, without, strict=True):
         assert_same_bits(name, result[~short], other[~short])
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_in_an_output_that_is_streamed(settings: dict[str, Any]) -> None:
+    inputs, grad = sequence(37, torch.float32, 0, settings)
+    tokens = 37 + 2**18 // settings["D"]  # more than STREAMED of rows.h
+    mask = row_mask("holes", 37, tokens, 0)
+    q, k, v, wide = (spread(x, mask) for x in (inputs.q, inputs.k, inputs.v, grad))
+    together = run(inputs.changed(q=q, k=k, v=v, mask=mask[None]), wide)
+    compare(of_row(together, 0, mask), run(inputs, grad), "1 MiB")

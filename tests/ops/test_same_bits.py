@@ -58,6 +58,13 @@ def test_padding_of_any_length(settings: dict[str, int]) -> None:
         compare(of_one_row(run(batch), 0, batch.inputs.mask), expected, f"{extra} padded tokens")
 
 
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_in_an_output_that_is_streamed(settings: dict[str, int]) -> None:
+    alone = sequence(37, torch.float32, 0, **settings)
+    batch = batch_of([alone], "holes", 2**18 // settings["D"])  # more than STREAMED of rows.h
+    compare(of_one_row(run(batch), 0, batch.inputs.mask), run(alone), "1 MiB")
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_each_head_alone(dtype: torch.dtype) -> None:
     batch = random_batch(dtype, N=31, H=4, H_kv=2, exact_below=15)

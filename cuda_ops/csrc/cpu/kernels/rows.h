@@ -113,6 +113,14 @@ inline void read_row(const Slice& slice, int64_t token, int64_t count, A* to) {
   }
 }
 
+template <class A>
+CUDA_OPS_INLINE void copy_row(const A* row, int64_t D, A* to) {
+  constexpr int L = Vec<A>::lanes;
+  int64_t d = 0;
+  for (; d + L <= D; d += L) store(to + d, load(row + d));
+  if (d < D) store_part(to + d, load_part(row + d, D - d), D - d);
+}
+
 // Bytes of an output that the cache of a core cannot hold: its rows are streamed past it.
 constexpr int64_t STREAMED = int64_t(1) << 20;
 
@@ -123,9 +131,7 @@ inline void write_own_row(const Slice& slice, int64_t at, int64_t count, const A
   int64_t d = 0;
   if (slice.bytes >= STREAMED && size_t(to) % sizeof(vec<A>) == 0)
     for (; d + L <= count; d += L) stream(to + d, load(from + d));
-  else
-    for (; d + L <= count; d += L) store(to + d, load(from + d));
-  for (; d < count; ++d) to[d] = from[d];
+  copy_row(from + d, count - d, to + d);
 }
 
 // Outputs are contiguous along D.
@@ -217,13 +223,6 @@ inline A* dense_target(const Rows<A>& rows, int64_t n, int64_t D, Scratch& scrat
   return rows.position ? take<A>(scratch, n * D) : const_cast<A*>(rows.base);
 }
 
-template <class A>
-CUDA_OPS_INLINE void copy_row(const A* row, int64_t D, A* to) {
-  constexpr int L = Vec<A>::lanes;
-  int64_t d = 0;
-  for (; d + L <= D; d += L) store(to + d, load(row + d));
-  if (d < D) store_part(to + d, load_part(row + d, D - d), D - d);
-}
 // The rows from `first` on to the same places of `dense`.
 template <class A>
 inline void copy_rows(const Rows<A>& rows, int64_t first, int64_t count, int64_t D, A* dense) {
