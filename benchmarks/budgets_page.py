@@ -12,7 +12,6 @@ from typing import Any
 from readme_tables import RESULTS, ROOT, between_marks, kept_results_of, shown_difference
 
 from bert_cluster import ClusterConfig
-from bert_cluster.evaluation.methods import with_budgets
 
 PAGE = ROOT / "docs" / "budgets.md"
 PLOT = ROOT / "docs" / "images" / "budgets.png"
@@ -20,7 +19,7 @@ FILE = RESULTS / "budgets.json"
 NAME = "budgets"
 FULL = "full"
 DEFAULT = ClusterConfig(**ClusterConfig().for_layer(0).budgets_at(512))  # type: ignore[arg-type]
-PAPER = with_budgets(ClusterConfig(method="improved-clustered"))
+PAPER = ClusterConfig(method="improved-clustered").with_defaults()
 LETTERS = {"clusters": "C", "topk": "K", "key_clusters": "M", "band": "W"}
 SHOWN = ("clusters", "topk", "key_clusters", "band", "rounds", "sample")
 TICKS = (0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7)

@@ -30,7 +30,6 @@ from machine import command, environment
 from torch.nn.functional import scaled_dot_product_attention
 
 from bert_cluster import ClusterConfig, attention
-from bert_cluster.evaluation.methods import with_budgets
 from bert_cluster.evaluation.store import write_json
 
 OUTPUT = Path("benchmarks/results/long-texts.json")
@@ -130,7 +129,7 @@ class Store:
             print(f"  {name:18}", {key: value for key, value in row.items() if not isinstance(value, list)}, flush=True)
         cell.update(found)
         for name, config in missing.items():
-            self.data["budgets"][name] = {} if config is None else with_budgets(config).to_dict()
+            self.data["budgets"][name] = {} if config is None else config.with_defaults().to_dict()
         self.write()
 
     def fill_calibrated(self, model: str, tokens: int, measure: Callable[[], dict[str, Any]]) -> None:

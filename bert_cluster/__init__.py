@@ -9,9 +9,14 @@ from bert_cluster.errors import (
     BertClusterError,
     CalibrationError,
     ConfigError,
+    HubError,
+    LoadError,
     NotPatchedError,
+    SaveError,
     UnsupportedModelError,
 )
+from bert_cluster.hub.saving import Saved, save_pretrained
+from bert_cluster.hub.upload import Pushed, push_to_hub
 from bert_cluster.info import LayerInfo, ModelInfo, info
 from bert_cluster.loading import from_pretrained
 from bert_cluster.patching import patch, unpatch
@@ -27,9 +32,14 @@ __all__ = [
     "CalibrationError",
     "ClusterConfig",
     "ConfigError",
+    "HubError",
     "LayerInfo",
+    "LoadError",
     "ModelInfo",
     "NotPatchedError",
+    "Pushed",
+    "SaveError",
+    "Saved",
     "UnsupportedModelError",
     "__version__",
     "attention",
@@ -38,5 +48,7 @@ __all__ = [
     "from_pretrained",
     "info",
     "patch",
+    "push_to_hub",
+    "save_pretrained",
     "unpatch",
 ]

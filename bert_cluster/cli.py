@@ -10,26 +10,34 @@ from typing import Any
 from bert_cluster.calibration.command import add_calibrate, calibrate_saved
 from bert_cluster.config import CONFIG_KEY, METHODS, ClusterConfig
 from bert_cluster.errors import BertClusterError, ConfigError
+from bert_cluster.hub.command import add_push, push_saved
+from bert_cluster.loading import network_errors, optional_file
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = new_parser().parse_args(arguments)
+    calibrating = options.command == "calibrate"
     try:
-        if options.command == "calibrate":
+        if calibrating:
             calibrate_saved(options)
+        elif options.command == "push":
+            push_saved(options)
         else:
-            print(describe(Path(options.folder)))
+            print(describe(options.model, revision=options.revision, token=options.token))
     except BertClusterError as error:
         print(f"bert-cluster: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
+        if error.errno not in (None, errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
             raise
-        print(f"bert-cluster: {error}. What is measured is stored: the same command continues.", file=sys.stderr)
+        stored = " What is measured is stored: the same command continues." if calibrating else ""
+        print(f"bert-cluster: {' '.join(str(error).split()).rstrip('.')}.{stored}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("bert-cluster: interrupted. The same command continues where it stopped.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        told = getattr(error, "__notes__", ["Nothing was changed."])
+        sentences = ["The same command continues where it stopped."] if calibrating else told
+        print(f"bert-cluster: interrupted. {' '.join(sentences)}", file=sys.stderr)
         return 130
     return 0
 
@@ -42,35 +50,45 @@ def new_parser() -> argparse.ArgumentParser:
         "info",
         help="print the settings that a saved model carries, without loading its weights",
     )
-    info.add_argument("folder", help="folder with a config.json")
+    info.add_argument("model", help="folder or Hub repository with a config.json")
+    info.add_argument("--revision", help="branch, tag or commit on the Hub")
+    info.add_argument("--token", help="Hub token; default: HF_TOKEN or the stored login")
+    add_push(commands)
     add_calibrate(commands)
     return parser
 
 
-def describe(folder: Path) -> str:
-    """The settings in a folder's config.json, as text.
+def describe(model: str, *, revision: str | None = None, token: str | None = None) -> str:
+    """The settings in the config.json of a folder or a repository, as text. No weights are read.
 
     Raises:
         ConfigError: there is no readable config.json, or its settings cannot be read.
+        LoadError: the connection to the Hub broke.
+        OSError: no such repository or revision, in transformers' words.
     """
-    path = folder / "config.json"
+    path = Path(model) / "config.json"
+    if not Path(model).is_dir():
+        with network_errors(model):
+            path = optional_file(model, "config.json", {"revision": revision, "token": token}) or path
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"{folder} has no config.json. Give the folder of a saved model.") from error
+        raise ConfigError(f"{model} has no config.json. Give the folder or the repository of a saved model.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not JSON: {error}.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a JSON object, got {type(data).__name__}.")
     if CONFIG_KEY not in data:
-        return f"{folder}: a {data.get('model_type', 'model')} without settings of clustered attention (exact as it is)"
+        return f"{model}: a {data.get('model_type', 'model')} without settings of clustered attention (exact as it is)"
     config = ClusterConfig.from_dict(data[CONFIG_KEY])
-    lines = [f"{folder}: a {data.get('model_type', 'model')} with {config.method} attention"]
+    lines = [f"{model}: a {data.get('model_type', 'model')} with {config.method} attention"]
     shown = config.for_layer(-1)
     lines += [f"  {name} = {getattr(shown, name)}" for name in (*METHODS[config.method], "exact_below", "seed")]
     lines += [
         f"  layer {index}: {' '.join(f'{k}={v}' for k, v in own.items())}" for index, own in config.layers.items()
     ]
+    if "library_version" in data[CONFIG_KEY]:
+        lines.append(f"  saved by bert-cluster {data[CONFIG_KEY]['library_version']}")
     return "\n".join(lines)
 
 

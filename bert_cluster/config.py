@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -207,6 +207,12 @@ class ClusterConfig:
         if unknown:
             raise ConfigError(f"Unknown settings {', '.join(unknown)}; known are {', '.join(sorted(names))}.")
         return cls(**{key: value for key, value in data.items() if key in names})
+
+    def with_defaults(self) -> "ClusterConfig":
+        """The same settings with the method's default written out for each budget left open: what ran can be compared."""
+        budgets = METHODS[self.method]
+        missing: dict[str, Any] = {name: value for name, value in budgets.items() if getattr(self, name) is None}
+        return replace(self, **missing) if missing else self
 
     def save(self, path: str | Path) -> None:
         """Write the settings as JSON."""

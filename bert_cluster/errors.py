@@ -29,6 +29,18 @@ class CalibrationError(BertClusterError, ValueError):
     """Texts, a target or candidates that calibration cannot work with. The model is as it was."""
 
 
+class SaveError(BertClusterError, ValueError):
+    """A model, results or names that cannot be saved or pushed as they are. Nothing was written or sent."""
+
+
+class LoadError(BertClusterError, RuntimeError):
+    """A checkpoint that could not be loaded, because the way to it broke or a package is missing."""
+
+
+class HubError(BertClusterError, RuntimeError):
+    """The Hub, or the way to it, refused. The text says what is visible on the Hub now."""
+
+
 class ExactAttentionWarning(UserWarning):
     """A call of a patched layer ran exact attention, because its mask is not a padding mask."""
 

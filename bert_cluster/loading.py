@@ -1,54 +1,74 @@
 """`from_pretrained`: load a checkpoint and patch it in one call."""
 
+import json
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import transformers
+from transformers.utils import cached_file
 
 from bert_cluster.config import CONFIG_KEY, ClusterConfig
-from bert_cluster.errors import NotPatchedWarning
+from bert_cluster.errors import ConfigError, LoadError, NotPatchedWarning
+from bert_cluster.hub.faults import may_pass
+from bert_cluster.hub.kinds import AUTO_CLASSES, SENTENCE_CLASSES
 from bert_cluster.patching import patch
 
 # Arguments of transformers' from_pretrained that say where a checkpoint lies: its configuration lies there too.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-
-
-def class_of(config: transformers.PreTrainedConfig) -> Any:
-    """The class that a checkpoint was saved from, head and all; `AutoModel` where transformers has none of that name."""
-    names = config.architectures or [""]
-    return getattr(transformers, names[0], transformers.AutoModel)
+# Those that sentence-transformers has, by its own names; of the rest it hands `dtype` and the like on to transformers.
+_SENTENCE_ARGUMENTS = {"cache_dir": "cache_folder"} | {
+    name: name for name in ("revision", "token", "local_files_only", "device", "trust_remote_code", "model_kwargs")
+}
+_MODULES, _SENTENCE_CONFIG = "modules.json", "config_sentence_transformers.json"
 
 
 def from_pretrained(
     name_or_path: str | Path,
     config: ClusterConfig | str | Path | None = None,
     *,
+    task: str | None = None,
     auto_class: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """Load a model with transformers and patch it with the given settings, or with those stored in its config.json.
+    """Load a model and patch it with the given settings, or with those stored in its config.json.
 
     Args:
         name_or_path: folder or Hub repository.
         config: settings, or a JSON file of them such as `calibrate` writes; None for the stored ones. They are read
             before any weight is.
-        auto_class: what loads it, such as `AutoModelForQuestionAnswering`; None for the class that config.json names.
+        task: what it is loaded for, by the Hub's names: "question-answering", "text-classification",
+            "token-classification", "multiple-choice", "fill-mask", "feature-extraction", "sentence-similarity" (a
+            SentenceTransformer) or "text-ranking" (a CrossEncoder).
+        auto_class: the class that loads it, such as `AutoModelForQuestionAnswering`, instead of a task. Without either it
+            is the class that config.json names, or the SentenceTransformer or CrossEncoder that a modules.json describes.
         kwargs: for its `from_pretrained`: `revision`, `token`, `dtype` and so on.
 
     Returns:
         The patched model, in evaluation mode. Without settings anywhere it is the model as it is, with a warning.
 
     Raises:
-        ConfigError: settings that cannot be read or run.
+        ConfigError: settings that cannot be read or run, or an unknown task.
         UnsupportedModelError: a model that cannot be patched.
+        LoadError: the connection to the Hub broke, or sentence-transformers is needed and not installed.
+        OSError: no such folder, repository or revision, in transformers' words.
     """
+    if task is not None and auto_class is not None:
+        raise ConfigError("from_pretrained() takes a task or an auto_class, got both. Leave one out.")
+    if task is not None and task not in {**AUTO_CLASSES, **SENTENCE_CLASSES}:
+        raise ConfigError(f"task must be one of {', '.join([*AUTO_CLASSES, *SENTENCE_CLASSES])}, got {task!r}.")
     settings = config if isinstance(config, ClusterConfig | None) else ClusterConfig.load(config)
-    if auto_class is None:
-        place = {name: kwargs[name] for name in _PLACE if name in kwargs}
-        auto_class = class_of(transformers.AutoConfig.from_pretrained(name_or_path, **place))
-    model = auto_class.from_pretrained(name_or_path, **kwargs)
-    if settings is None and getattr(model.config, CONFIG_KEY, None) is None:
+    place = {name: kwargs[name] for name in _PLACE if name in kwargs}
+    with network_errors(name_or_path):
+        loaded = transformers.AutoConfig.from_pretrained(name_or_path, **place)
+        stored = getattr(loaded, CONFIG_KEY, None)
+        if settings is None and stored is not None:
+            settings = ClusterConfig.from_dict(stored)
+        name = auto_class or _class_name(name_or_path, loaded, task, place)
+        model = _load(name_or_path, name, kwargs)
+    if settings is None:
         warnings.warn(
             f"{name_or_path} has no settings of clustered attention in its config.json and none were given: it is not patched. "
             f"Give config=ClusterConfig(), or call bert_cluster.patch.",
@@ -57,3 +77,62 @@ def from_pretrained(
         )
         return model
     return patch(model, settings)
+
+
+def class_of(config: transformers.PreTrainedConfig) -> Any:
+    """The class that a checkpoint was saved from, head and all; `AutoModel` where transformers has none of that name."""
+    names = config.architectures or [""]
+    return getattr(transformers, names[0], transformers.AutoModel)
+
+
+def optional_file(name_or_path: str | Path, file: str, place: Mapping[str, Any]) -> Path | None:
+    """One file of a folder or a repository (from the cache where there is no network), None where it has none."""
+    found = cached_file(str(name_or_path), file, _raise_exceptions_for_missing_entries=False, **place)
+    return None if found is None else Path(found)
+
+
+def _class_name(name_or_path: str | Path, config: Any, task: str | None, place: Mapping[str, Any]) -> Any:
+    """A class of transformers, or the name of one of sentence-transformers."""
+    if task in AUTO_CLASSES:
+        return getattr(transformers, AUTO_CLASSES[task])
+    if task is not None:
+        return SENTENCE_CLASSES[task]
+    if optional_file(name_or_path, _MODULES, place) is None:
+        return class_of(config)
+    described = optional_file(name_or_path, _SENTENCE_CONFIG, place)
+    written = {} if described is None else json.loads(described.read_text(encoding="utf-8"))
+    return written.get("model_type", "SentenceTransformer")
+
+
+def _load(name_or_path: str | Path, loader: Any, kwargs: Mapping[str, Any]) -> Any:
+    if not isinstance(loader, str):
+        return loader.from_pretrained(name_or_path, **kwargs)
+    try:
+        import sentence_transformers
+    except ImportError as error:
+        raise LoadError(
+            f"{name_or_path} is a {loader}, and sentence-transformers is not installed: pip install sentence-transformers, or "
+            f"give auto_class=transformers.AutoModel for its encoder alone."
+        ) from error
+    own = {_SENTENCE_ARGUMENTS[name]: value for name, value in kwargs.items() if name in _SENTENCE_ARGUMENTS}
+    rest = {name: value for name, value in kwargs.items() if name not in _SENTENCE_ARGUMENTS}
+    if rest:
+        own["model_kwargs"] = {**(own.get("model_kwargs") or {}), **rest}
+    return getattr(sentence_transformers, loader)(str(name_or_path), **own).eval()
+
+
+@contextmanager
+def network_errors(name_or_path: str | Path) -> Iterator[None]:
+    """A connection that broke, as one sentence; errors with a reason of their own stay what users of transformers know."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
+            raise
+        if not may_pass(error):
+            raise
+        said = " ".join((str(error) or type(error).__name__).split()).rstrip(".")
+        raise LoadError(
+            f"{name_or_path} could not be loaded: the connection to the Hub failed ({said}). Nothing was patched; files that "
+            f"came whole are in the cache. Check the network, then load again."
+        ) from error

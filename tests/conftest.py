@@ -2,14 +2,36 @@
 
 import ctypes
 import ipaddress
+import os
 import random
 import socket
+import tempfile
 import warnings
 from collections.abc import Iterator
 
+import loopback
 import numpy as np
 import pytest
 import torch
+
+# Before huggingface_hub is imported anywhere, for it reads them once: a Hub of this process, an empty cache, no login.
+HUB, _ = loopback.start()
+_HOME = tempfile.TemporaryDirectory(prefix="bert-cluster-tests-")
+os.environ |= {
+    "HF_ENDPOINT": HUB.url,
+    "HF_HOME": _HOME.name,
+    "HF_HUB_DISABLE_XET": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+for _name in (
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "HF_HUB_OFFLINE",
+    "TRANSFORMERS_OFFLINE",
+    "HF_HUB_CACHE",
+    "HF_TOKEN_PATH",
+):
+    os.environ.pop(_name, None)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -57,6 +79,14 @@ def no_network() -> Iterator[None]:
     patch.setattr(socket, "getaddrinfo", getaddrinfo)
     yield
     patch.undo()
+
+
+@pytest.fixture
+def hub() -> Iterator[loopback.Hub]:
+    """The Hub that HF_ENDPOINT names, empty. Whoever pushes needs one of `loopback`'s tokens."""
+    HUB.clear()
+    yield HUB
+    HUB.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -58,14 +58,6 @@ def choose_methods(options: argparse.Namespace, stored: ClusterConfig | None) ->
     return methods
 
 
-def with_budgets(config: ClusterConfig) -> ClusterConfig:
-    """The same settings with the method's default written out for each budget left open: results must say what ran."""
-    defaults: dict[str, Any] = {
-        name: value for name, value in METHODS[config.method].items() if getattr(config, name) is None
-    }
-    return dataclasses.replace(config, **defaults) if defaults else config
-
-
 def read_cluster_config(path: str | Path) -> ClusterConfig:
     """Read `--cluster_config FILE`; errors name the file."""
     try:
@@ -105,7 +97,7 @@ def _method(name: str, given: ClusterConfig | None, origin: str, flags: Mapping[
         changes["seed"] = seed
     if changes:
         config = dataclasses.replace(config, **changes)
-    return Method(name, with_budgets(config), origin if from_given else "flags" if changes else "defaults")
+    return Method(name, config.with_defaults(), origin if from_given else "flags" if changes else "defaults")
 
 
 def _applies(field: str, method: str) -> bool:

@@ -30,7 +30,6 @@ def read(path: Path) -> Any:
 SLOW = """
 import sys, time
 from bert_cluster.evaluation import compare, runner
-from bert_cluster.evaluation.methods import with_budgets
 compare.CHUNK_TOKENS = 64
 forward = runner._forward
 def slow(*arguments):

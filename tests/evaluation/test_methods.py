@@ -10,7 +10,7 @@ from bert_cluster import ClusterConfig
 from bert_cluster.config import GROWTH, METHODS
 from bert_cluster.errors import BertClusterError
 from bert_cluster.evaluation.errors import OptionError
-from bert_cluster.evaluation.methods import choose_methods, with_budgets
+from bert_cluster.evaluation.methods import choose_methods
 from bert_cluster.evaluation.options import add_attention_options, add_run_options, method_names, new_parser
 
 STORED = ClusterConfig(method="improved-clustered", clusters=7, topk=11, bits=63, iterations=10)
@@ -33,7 +33,7 @@ def test_every_field_of_cluster_config_is_a_flag_and_every_method_a_choice() -> 
 def test_by_default_full_and_the_default_method() -> None:
     full, clustered = choose_methods(parse(), None)
     assert (full.name, full.config) == ("full", None)
-    assert clustered.config == with_budgets(ClusterConfig())
+    assert clustered.config == ClusterConfig().with_defaults()
     assert clustered.name == ClusterConfig().method
 
 
@@ -45,7 +45,7 @@ def test_by_default_full_and_the_stored_settings() -> None:
 
 def test_attention_replaces_stored_settings_whole() -> None:
     (method,) = choose_methods(parse("--attention", "improved-clustered"), STORED)
-    assert method.config == with_budgets(ClusterConfig(method="improved-clustered"))
+    assert method.config == ClusterConfig(method="improved-clustered").with_defaults()
     assert method.origin == "defaults"
 
 
@@ -55,8 +55,8 @@ def test_flags_apply_to_the_methods_that_have_the_field() -> None:
     )
     full, clustered, improved = choose_methods(options, None)
     assert full.config is None
-    assert clustered.config == with_budgets(ClusterConfig(method="clustered", clusters=3, seed=5))
-    assert improved.config == with_budgets(ClusterConfig(method="improved-clustered", clusters=3, topk=8, seed=5))
+    assert clustered.config == ClusterConfig(method="clustered", clusters=3, seed=5).with_defaults()
+    assert improved.config == ClusterConfig(method="improved-clustered", clusters=3, topk=8, seed=5).with_defaults()
 
 
 def test_a_file_holds_the_settings_of_its_method_and_flags_win(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_file_holds_the_settings_of_its_method_and_flags_win(tmp_path: Path) -
     _, other, own = choose_methods(
         parse("--cluster_config", str(path), "--attention", "full", "clustered", "improved-clustered"), None
     )
-    assert (other.config, own.config) == (with_budgets(ClusterConfig(method="clustered")), STORED)
+    assert (other.config, own.config) == (ClusterConfig(method="clustered").with_defaults(), STORED)
 
 
 def test_layers_come_as_json() -> None:
@@ -80,7 +80,7 @@ def test_layers_come_as_json() -> None:
 
 def test_settings_are_json(tmp_path: Path) -> None:
     (method,) = choose_methods(parse("--attention", "clustered"), None)
-    assert method.settings() == {"cluster_config": with_budgets(ClusterConfig(method="clustered")).to_dict()}
+    assert method.settings() == {"cluster_config": ClusterConfig(method="clustered").with_defaults().to_dict()}
 
 
 @pytest.mark.parametrize(
@@ -94,9 +94,9 @@ def test_settings_say_what_auto_stands_for(flags: tuple[str, ...]) -> None:
 
 def test_budgets_left_open_are_written_out() -> None:
     for method, budgets in METHODS.items():
-        config = with_budgets(ClusterConfig(method=method))
+        config = ClusterConfig(method=method).with_defaults()
         assert {name: getattr(config, name) for name in budgets} == budgets
-    assert with_budgets(STORED) == STORED
+    assert STORED.with_defaults() == STORED
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ from transformers import (
 
 from bert_cluster import ClusterConfig
 from bert_cluster.evaluation import runner
-from bert_cluster.evaluation.methods import with_budgets
 from squad_eval.command import main, new_parser
 
 RUN_QA_FILES = {"all_results.json", "eval_results.json", "eval_predictions.json", "eval_nbest_predictions.json"}
@@ -73,7 +72,9 @@ def test_the_files_of_run_qa_and_ours(
     improved = content["methods"]["improved-clustered"]
     assert set(improved["difference_to_full"]) == {"exact_match", "f1"}
     assert 0 <= improved["agreement_with_full"]["value"] <= 1
-    assert improved["cluster_config"] == with_budgets(ClusterConfig(method="improved-clustered", clusters=2)).to_dict()
+    assert (
+        improved["cluster_config"] == ClusterConfig(method="improved-clustered", clusters=2).with_defaults().to_dict()
+    )
     assert content["methods"]["full"]["difference_to_full"] is None
     assert content["settings"]["max_seq_length"] == 32
     text = capsys.readouterr().out
@@ -109,7 +110,7 @@ def test_all_keys_give_fulls_answers(qa_model: str, squad_file: Callable[..., st
 def test_without_the_flag_the_stored_settings_run(
     save_model: Callable[..., str], squad_file: Callable[..., str], tmp_path: Path
 ) -> None:
-    settings = with_budgets(ClusterConfig(method="clustered", clusters=3))
+    settings = ClusterConfig(method="clustered", clusters=3).with_defaults()
     model = save_model("qa", settings=settings.to_dict())
     assert main(flags(model, squad_file(4), tmp_path / "out", "--no_plot")) == 0
     methods = read(tmp_path / "out" / "all_results.json")["methods"]

@@ -228,7 +228,7 @@ def test_command_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "has no config.json. Give the folder of a saved model"),
+        (None, "has no config.json. Give the folder or the repository of a saved model"),
         ("{", "is not JSON"),
         ("[]", "must hold a JSON object, got list"),
         ('{"clustered_attention": {"version": 5}}', "version 5"),

@@ -109,7 +109,7 @@ def test_info_of_a_model_without_settings(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "has no config.json. Give the folder of a saved model"),
+        (None, "has no config.json. Give the folder or the repository of a saved model"),
         ("{", "config.json is not JSON"),
         ("[1]", "must hold a JSON object, got list"),
         ('{"clustered_attention": {"version": 7}}', "version 7"),

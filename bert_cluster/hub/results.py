@@ -1,0 +1,210 @@
+"""Evaluation results for a card: what `squad_eval` and `glue_eval` wrote about the method that is pushed."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
+
+from bert_cluster.config import ClusterConfig
+from bert_cluster.errors import BertClusterError, SaveError
+
+FULL = "full"
+FILE = "all_results.json"
+PLOT = "plot.png"
+SCHEMA, SCHEMA_VERSION = "bert_cluster.evaluation", 1
+
+# Task -> the data set on the Hub and its configuration; GLUE's are configurations of one.
+_SQUAD = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
+_GLUE = "nyu-mll/glue"
+# Scores whose type on the Hub, as `evaluate` has it, is named otherwise.
+_METRIC_TYPES = {"exact": "exact_match", "pearson": "pearsonr", "combined_score": "combined_score"}
+_NAMED = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+
+ResultsLike = Mapping[str, Any] | str | Path
+
+
+@dataclass(frozen=True)
+class TaskResults:
+    """One comparison of methods, as `docs/results-schema.md` describes it.
+
+    Attributes:
+        data: the content of all_results.json.
+        method: name of the entry whose settings are the model's.
+        plot: the picture beside the file, None where there is none.
+    """
+
+    data: Mapping[str, Any]
+    method: str
+    plot: Path | None
+
+    @property
+    def title(self) -> str:
+        """The task as people write it."""
+        return str(self.data["task"]["title"])
+
+    @property
+    def dataset(self) -> str:
+        """The task's data set on the Hub."""
+        return _SQUAD.get(self.data["task"]["name"], _GLUE)
+
+    @property
+    def configuration(self) -> str | None:
+        """Its configuration there, None for data sets with one."""
+        return None if self.data["task"]["name"] in _SQUAD else str(self.data["task"]["name"])
+
+    @property
+    def source(self) -> str:
+        """Where the examples came from: a name on the Hub, or of a file without the folders it lay in."""
+        places = str(self.data["data"]["source"]).split(", ")
+        return ", ".join(_without_folders(place) for place in places)
+
+    @property
+    def shown(self) -> dict[str, Mapping[str, Any]]:
+        """The entries that a card compares: full, where it ran, and the model's."""
+        methods = self.data["methods"]
+        return {name: methods[name] for name in (FULL, self.method) if name in methods}
+
+    def points(self, value: float) -> float:
+        """A score in points of 100."""
+        return value if self.data["task"]["score_unit"] == "percent" else 100 * value
+
+
+def read_results(given: ResultsLike | Sequence[ResultsLike] | None, settings: ClusterConfig) -> list[TaskResults]:
+    """Read what the evaluation commands wrote.
+
+    Args:
+        given: an all_results.json, its folder, its content, or several of them.
+        settings: the model's; each file must have measured them.
+
+    Raises:
+        SaveError: no such file, another schema, results of other settings only, or a task twice.
+    """
+    several = [given] if isinstance(given, str | Path | Mapping) else list(given or ())
+    read = [_read(one, settings) for one in several]
+    titles = [one.title for one in read]
+    twice = next((title for title in titles if titles.count(title) > 1), None)
+    if twice is not None:
+        raise SaveError(f"results has {twice} twice. Give each task once.")
+    return read
+
+
+def _read(given: ResultsLike, settings: ClusterConfig) -> TaskResults:
+    if isinstance(given, Mapping):
+        name, data, plot = "results", given, None
+    else:
+        path = Path(given) / FILE if Path(given).is_dir() else Path(given)
+        name, data, plot = str(path), _content(path), path.parent / PLOT
+    if not isinstance(data, Mapping) or data.get("schema") != SCHEMA:
+        raise SaveError(
+            f"{name} is no comparison of methods (its schema is not {SCHEMA}). Give the {FILE} in the OUTPUT_DIR of "
+            f"squad-eval or glue-eval itself, not one of a method's folder."
+        )
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise SaveError(
+            f"{name} has schema version {data.get('schema_version')!r}; this bert-cluster reads {SCHEMA_VERSION}. Evaluate "
+            f"again with this version."
+        )
+    try:
+        return TaskResults(
+            data, _own_method(name, data["methods"], settings), plot if plot and plot.is_file() else None
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise SaveError(f"{name} is damaged: {type(error).__name__} {error}. Evaluate again.") from error
+
+
+def _content(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SaveError(f"results: there is no file {path}.") from error
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SaveError(f"results: {path} cannot be read as JSON: {error}.") from error
+
+
+def _own_method(name: str, methods: Mapping[str, Any], settings: ClusterConfig) -> str:
+    measured = {}
+    for method, entry in methods.items():
+        if entry["cluster_config"] is not None:
+            try:
+                measured[method] = ClusterConfig.from_dict(entry["cluster_config"]).with_defaults()
+            except BertClusterError as error:
+                raise SaveError(f"{name}, method {method}: {error}") from error
+    wanted = settings.with_defaults()
+    own = next((method for method, config in measured.items() if config == wanted), None)
+    if own is None:
+        raise SaveError(
+            f"{name} has not measured this model's settings. It has {_shown(measured)}; the model has "
+            f"{_settings_text(wanted)}. Evaluate with the model's settings, or patch the model with those that were measured."
+        )
+    return own
+
+
+def _shown(measured: Mapping[str, ClusterConfig]) -> str:
+    return "; ".join(_settings_text(config) for config in measured.values()) or "no clustered method"
+
+
+def _settings_text(config: ClusterConfig) -> str:
+    values = {name: value for name, value in config.to_dict().items() if name not in ("version", "method")}
+    return f"{config.method} ({', '.join(f'{name}={value}' for name, value in values.items())})"
+
+
+def _without_folders(place: str) -> str:
+    words = place.split(" ")  # "owner/name configuration split", or a file
+    return place if _NAMED.fullmatch(words[0]) and not Path(place).exists() else Path(place).name
+
+
+def eval_results(results: Sequence[TaskResults], task: str) -> list[EvalResult]:
+    """The results as entries of a card's `model-index`: every score, of full attention and of the model's own.
+
+    Args:
+        task: pipeline tag of the model.
+    """
+    return [
+        EvalResult(
+            task_type=task,
+            dataset_type=one.dataset,
+            dataset_name=f"{one.title}, {one.data['data']['examples']:,} examples",
+            dataset_config=one.configuration,
+            metric_type=_METRIC_TYPES.get(score.removesuffix("_mm"), score.removesuffix("_mm")),
+            metric_name=f"{score}, {method} attention",
+            metric_value=round(one.points(value), 4),
+            metric_args={"attention": method},
+        )
+        for one in results
+        for method, entry in one.shown.items()
+        for score, value in entry["scores"].items()
+        if value is not None
+    ]
+
+
+def benchmark_file(benchmark: str, results: Sequence[TaskResults]) -> tuple[str, list[dict[str, Any]]]:
+    """Path and content of a `.eval_results` file: the first primary score of the only results, on a named benchmark.
+
+    Args:
+        benchmark: "DATASET:TASK", a data set on the Hub that lists the task as a benchmark.
+
+    Raises:
+        SaveError: another form, or not exactly one comparison with scores.
+    """
+    dataset, _, task = benchmark.partition(":")
+    if not task or not _NAMED.fullmatch(dataset):
+        raise SaveError(f"benchmark must be DATASET:TASK, such as owner/name:default, got {benchmark!r}.")
+    scored = [one for one in results if one.data["methods"][one.method]["scores"]]
+    if len(results) != 1 or not scored:
+        raise SaveError(
+            f"benchmark {benchmark} needs the scores of exactly one task, got {len(results)} results, {len(scored)} of them with "
+            f"scores. Give one {FILE} of labelled data."
+        )
+    one = scored[0]
+    score = one.data["task"]["primary_scores"][0]
+    entry = EvalResultEntry(
+        dataset_id=dataset,
+        task_id=task,
+        value=round(one.points(one.data["methods"][one.method]["scores"][score]), 4),
+        notes=f"{score} with {one.method} attention of bert-cluster, {one.data['data']['examples']:,} examples, no fine-tuning",
+    )
+    return f".eval_results/{dataset.replace('/', '--')}--{task}.yaml", eval_result_entries_to_yaml([entry])

@@ -1,0 +1,98 @@
+"""`save_pretrained`: a patched model in a folder, as `push_to_hub` would upload it."""
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bert_cluster.errors import SaveError
+from bert_cluster.hub.contents import README, check_contents
+from bert_cluster.hub.results import ResultsLike
+from bert_cluster.hub.staging import disk_errors
+
+# Weights that a loader would take instead of the new ones, or beside them.
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A saved model: its folder, the files that were written, and what could not be filled in on its card."""
+
+    folder: Path
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def save_pretrained(
+    model: nn.Module,
+    folder: str | Path,
+    tokenizer: Any = None,
+    results: ResultsLike | Sequence[ResultsLike] | None = None,
+    base_model: str | None = None,
+    benchmark: str | None = None,
+) -> Saved:
+    """Save a patched model: weights as safetensors, tokenizer, config.json with the settings, model card, results.
+
+    Plain transformers (or sentence-transformers) loads the folder as the exact model; `from_pretrained` of this package
+    loads it patched. Everything is written beside the folder first and then moved in, so that a full disk leaves what was
+    there. A README.md that is there keeps what its author wrote: only the part between our marks is replaced.
+
+    Args:
+        model: a patched transformers model, SentenceTransformer or CrossEncoder.
+        folder: created if it is not there.
+        tokenizer: or processor, saved along; a SentenceTransformer or CrossEncoder carries its own.
+        results: all_results.json of squad_eval or glue_eval (a file, its folder, its content, or several of them), shown on
+            the card.
+        base_model: repository that the weights come from; by default the one that the model was loaded from, if it was.
+        benchmark: "DATASET:TASK" to write the primary score into `.eval_results` too.
+
+    Returns:
+        The folder, its files, and notes on what the card could not tell.
+
+    Raises:
+        NotPatchedError, UnsupportedModelError: a model that is not patched, or that cannot be.
+        SaveError: a model with PEFT adapters, results of other settings, a full disk, or something private in a file.
+    """
+    place = Path(folder)
+    if place.exists() and not place.is_dir():
+        raise SaveError(f"{place} is a file. Give a folder.")
+    contents = check_contents(model, tokenizer, results, base_model, benchmark)
+    existing = _read(place / README)
+    name = place.resolve().name
+    with disk_errors(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{name}."))
+    try:
+        contents.write_files(beside)
+        notes = contents.write_card(beside, existing, name)
+        return Saved(place, _move(beside, place), tuple(notes))
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError as error:
+        raise SaveError(f"{path} is not UTF-8 text: {error}. Repair or remove it.") from error
+
+
+def _move(beside: Path, place: Path) -> tuple[str, ...]:
+    """Rename every file into the folder; then remove weights of an earlier save that the new ones do not replace."""
+    files = tuple(sorted(str(path.relative_to(beside)) for path in beside.rglob("*") if path.is_file()))
+    with disk_errors(place):
+        for name in files:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            os.replace(beside / name, place / name)
+        for path in place.glob("*"):
+            if path.name not in files and WEIGHTS.fullmatch(path.name):
+                path.unlink()
+    return files

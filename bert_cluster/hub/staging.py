@@ -1,0 +1,90 @@
+"""The files of a patched model, in a folder of their own: weights, configuration, tokenizer. No card yet."""
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from bert_cluster.config import CONFIG_KEY, ClusterConfig
+from bert_cluster.errors import SaveError
+from bert_cluster.hub import privacy
+from bert_cluster.hub.kinds import SENTENCE_TRANSFORMERS, Kind
+from bert_cluster.patching import stored_settings
+
+# A config.json with one of these needs code or a name that plain transformers does not have.
+_FOREIGN = ("auto_map", "_attn_implementation", "attn_implementation")
+# What a full, read-only or forbidden disk answers.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+
+def settings_of(kind: Kind) -> ClusterConfig:
+    """The settings that the model runs with."""
+    settings = stored_settings(kind.encoder.config)
+    assert settings is not None, "a patched model carries its settings"
+    return settings
+
+
+def check_tokenizer(kind: Kind, tokenizer: Any) -> None:
+    """Refuse what cannot be saved as the model's tokenizer."""
+    if tokenizer is None:
+        return
+    if kind.library == SENTENCE_TRANSFORMERS:
+        raise SaveError(f"A {kind.loader} carries its tokenizer and saves it. Leave tokenizer out.")
+    if not hasattr(tokenizer, "save_pretrained"):
+        raise SaveError(
+            f"tokenizer must be a tokenizer or processor of transformers, got {type(tokenizer).__name__}. Load it with "
+            f"AutoTokenizer.from_pretrained."
+        )
+
+
+def stage(kind: Kind, folder: Path, tokenizer: Any) -> None:
+    """Write the model, and its tokenizer if one is given, the way their own libraries do, and clean what they wrote.
+
+    Raises:
+        SaveError: the disk is full or cannot be written, or the files would not load with plain transformers.
+    """
+    with disk_errors(folder):
+        if kind.library == SENTENCE_TRANSFORMERS:
+            kind.model.save_pretrained(str(folder), create_model_card=False)
+        else:
+            kind.model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        privacy.clean(folder)
+        _sign(folder / "config.json", settings_of(kind))
+
+
+def _sign(path: Path, settings: ClusterConfig) -> None:
+    """The settings, and the version of this package that wrote them, in config.json."""
+    import bert_cluster
+
+    config = json.loads(path.read_text(encoding="utf-8"))
+    foreign = [key for key in _FOREIGN if key in config]
+    if foreign:
+        raise SaveError(
+            f"config.json has {', '.join(foreign)}: whoever loads it needs code that is not in transformers. Save a model whose "
+            f"class is one of transformers."
+        )
+    config[CONFIG_KEY] = {**settings.with_defaults().to_dict(), "library_version": bert_cluster.__version__}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """What a disk refuses, as one sentence; safetensors tells it in a text only."""
+    try:
+        yield
+    except Exception as error:
+        code = error.errno if isinstance(error, OSError) else _code_in(str(error))
+        if code not in _DISK:
+            raise
+        raise SaveError(
+            f"The model could not be written into {folder.parent}: {error}. What was begun is removed. Make room or choose "
+            f"another place (for a push: the environment variable TMPDIR), and save again."
+        ) from error
+
+
+def _code_in(text: str) -> int | None:
+    return next((code for code in _DISK if f"(os error {code})" in text), None)
