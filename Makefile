@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 # What the compiled operators and the installed metadata depend on; Python files are used where they lie.
 SOURCES := pyproject.toml setup.py $(wildcard build_support/*.py) $(shell find cuda_ops/csrc -type f)
 
+# Versions of transformers that the tests load pushed models with.
+OTHERS := 5.17.0 5.23.0
+
 # Adapters and data that are too large for the repository: what `make table` and `make budgets` measure on.
 SHARED ?= ../shared
 
@@ -15,7 +18,7 @@ SHARED ?= ../shared
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-install: $(VENV)/.installed-dev ## environment in .venv, the package with its operators compiled, and everything for development
+install: $(VENV)/.installed-dev $(VENV)/.installed-others ## environment in .venv, the package with its operators compiled, and everything for development
 
 demo: $(VENV)/.installed-demo ## a real BERT on SQuAD and QNLI: exact attention and three clustered methods side by side
 	$(BIN)/python examples/demo.py
@@ -26,7 +29,7 @@ table: $(VENV)/.installed-demo ## docs/fidelity.md: every adapter with every met
 budgets: $(VENV)/.installed-demo ## docs/budgets.md: error against time for many budgets; goes on after an interruption
 	$(BIN)/python benchmarks/budgets.py --shared $(SHARED) --squad 1000
 
-test: $(VENV)/.installed-dev ## all tests
+test: $(VENV)/.installed-dev $(VENV)/.installed-others ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
@@ -57,3 +60,10 @@ $(VENV)/.installed-dev: $(VENV)/.environment $(SOURCES)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	$(BIN)/python -m cuda_ops
 	touch $@ $(VENV)/.installed-demo
+
+# Each in a folder of its own, without this package: what people without it have, who load a model that was pushed.
+$(VENV)/.installed-others: $(VENV)/.environment
+	for version in $(OTHERS); do \
+		$(BIN)/python -m pip install --quiet --no-compile --target $(VENV)/transformers/$$version transformers==$$version || exit; \
+	done
+	touch $@

@@ -12,6 +12,7 @@ from bert_cluster.evaluation.errors import CheckpointError, OptionError
 from bert_cluster.evaluation.methods import choose_methods
 from bert_cluster.evaluation.models import load_model
 from bert_cluster.evaluation.processes import Processes, join_processes
+from bert_cluster.evaluation.publishing import add_push_options, method_to_push, push_method
 from bert_cluster.lengths import longest_input
 from glue_eval.data import GlueData, load_file, load_hub
 from glue_eval.labels import LabelMap, map_labels
@@ -35,6 +36,7 @@ def new_parser() -> argparse.ArgumentParser:
     )
     flags.add_attention_options(parser)
     flags.add_run_options(parser)
+    add_push_options(parser)
     return parser
 
 
@@ -59,6 +61,7 @@ def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
     names = output_names(checkpoint, task)
     labels = map_labels(names, task, options.label_map)
     methods = choose_methods(options, checkpoint.stored)
+    pushed = method_to_push(options, methods)
     length = longest_input(checkpoint.config, checkpoint.tokenizer, options.max_seq_length)
     if processes.is_main:
         print_notes(_notes(options, parts, labels, length))
@@ -91,6 +94,8 @@ def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
         notes = _notes(options, parts, labels, length)
         results = gather_results(options, task, question, parts, labels, comparison, predicted, notes)
         write_results(results, options.output_dir, plot=not options.no_plot)
+        if pushed is not None:
+            push_method(options, pushed, checkpoint, load)
 
 
 def load_data(options: argparse.Namespace, task: Task, processes: Processes) -> list[GlueData]:

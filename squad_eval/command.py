@@ -24,6 +24,7 @@ from bert_cluster.evaluation.errors import OptionError
 from bert_cluster.evaluation.methods import Method, choose_methods
 from bert_cluster.evaluation.models import load_model
 from bert_cluster.evaluation.processes import Processes, join_processes
+from bert_cluster.evaluation.publishing import add_push_options, method_to_push, push_method
 from bert_cluster.evaluation.results import Agreement, MethodResult, Results, finite
 from bert_cluster.evaluation.runner import MethodRun
 from bert_cluster.evaluation.store import write_json
@@ -50,6 +51,7 @@ def new_parser() -> argparse.ArgumentParser:
     )
     flags.add_attention_options(parser)
     flags.add_run_options(parser)
+    add_push_options(parser)
     return parser
 
 
@@ -81,6 +83,7 @@ def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
     with processes.main_first():
         checkpoint = find_checkpoint(options, "QUESTION_ANS")
     methods = choose_methods(options, checkpoint.stored)
+    pushed = method_to_push(options, methods)
     length = longest_input(checkpoint.config, checkpoint.tokenizer, options.max_seq_length)
     if processes.is_main:
         print_notes(_notes(options, data, length))
@@ -98,9 +101,11 @@ def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
         outputs=("start_logits", "end_logits"),
         per_token=True,
     )
-    comparison = compare(
-        options, question, checkpoint, methods, processes, lambda: _load(options, checkpoint, processes)
-    )
+
+    def load() -> Any:
+        return _load(options, checkpoint, processes)
+
+    comparison = compare(options, question, checkpoint, methods, processes, load)
     if processes.is_main:
         answered = [
             _answer(options, data, windows, method, run) for method, run in zip(methods, comparison.runs, strict=True)
@@ -109,6 +114,8 @@ def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
             _write_method(options, one, len(windows), comparison)
         results = _results(options, question, data, comparison, answered, length)
         write_results(results, options.output_dir, plot=not options.no_plot)
+        if pushed is not None:
+            push_method(options, pushed, checkpoint, load)
 
 
 def load_data(options: argparse.Namespace, processes: Processes) -> SquadData:

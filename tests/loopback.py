@@ -247,9 +247,10 @@ def routes(hub: Hub, method: str, raw: str, query: Any, token: str | None, body:
     if path == "/api/repos/create":
         create_repo(hub, token, json.loads(body))
     if path == "/api/validate-yaml":
-        raise Answer(200, validated(json.loads(body)["content"]))
+        found = validated(json.loads(body)["content"])
+        raise Answer(400 if found["errors"] else 200, found)
     if match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
-        writable(hub, match[1], token)
+        proposable(hub, match[1], token)
         lfs_batch(hub, json.loads(body))
     if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(\w[\w-]*)(?:/(.+))?)?", path):
         repo_api(hub, method, match[1], match[2], match[3] or "main", query, token, body)
@@ -311,6 +312,13 @@ def writable(hub: Hub, name: str, token: str | None) -> Repo:
     return repo
 
 
+def proposable(hub: Hub, name: str, token: str | None) -> None:
+    """Whoever may read a repository and write somewhere may propose a change to it."""
+    readable(hub, name, token)
+    if token is None or USERS[token][1] != "write":
+        raise refusal(403 if token else 401, "Forbidden: your token cannot write.")
+
+
 def repo_api(
     hub: Hub, method: str, name: str, action: str | None, rest: str, query: Any, token: str | None, body: bytes
 ) -> None:
@@ -324,10 +332,7 @@ def repo_api(
     if action in ("preupload", "commit") and rest not in repo.refs:
         raise refusal(404, f"Invalid rev id: {rest}", "RevisionNotFound")
     pull_request = query.get("create_pr") == ["1"]
-    if not pull_request:
-        writable(hub, name, token)
-    elif token is None or USERS[token][1] != "write":
-        raise refusal(401, "Invalid username or password.")
+    (proposable if pull_request else writable)(hub, name, token)
     if action == "preupload":
         files = json.loads(body)["files"]
         head = repo.commits[repo.refs[rest]]

@@ -30,8 +30,11 @@ def run_command(name: str, run: Callable[[], None]) -> int:
             raise
         print(f"{name}: error: {error}. What is finished is stored: the same command continues.", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted. The same command continues where it stopped.", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        told = " ".join(
+            ["interrupted.", *getattr(error, "__notes__", []), "The same command continues where it stopped."]
+        )
+        print(f"{name}: {told}", file=sys.stderr)
         return 130
     return 0
 

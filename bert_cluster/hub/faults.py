@@ -126,7 +126,18 @@ def explain(error: BaseException, repo_id: str, endpoint: str) -> str:
         return f"The Hub has a fault of its own ({status}: {said}), after {ATTEMPTS} attempts. Push again later."
     if status is not None:
         return f"The Hub refused ({status}: {said}). Correct that, then push again."
+    if not _from_network(error):
+        return f"The upload failed on this side ({_chain(error)})."
     return f"The connection to {endpoint} failed ({said}). Check the network, then push again."
+
+
+def _chain(error: BaseException | None) -> str:
+    """An error and what it was raised from."""
+    words = []
+    while error is not None:
+        words.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        error = error.__cause__
+    return ", from ".join(words)
 
 
 def _said(error: BaseException, answer: HfHubHTTPError | None) -> str:

@@ -92,7 +92,9 @@ def push_to_hub(
         NotPatchedError, UnsupportedModelError, SaveError: as for `save_pretrained`; nothing was sent.
         HubError: the Hub or the network refused after several attempts. The text says what is visible on the Hub.
     """
-    _check_names(repo_id, commit_message)
+    check_repo_id(repo_id)
+    if not commit_message.strip():
+        raise SaveError("commit_message is empty. Say in a few words what the commit does.")
     contents = check_contents(model, tokenizer, results, base_model, benchmark, card, token)
     with tempfile.TemporaryDirectory(prefix="bert-cluster-") as folder:
         contents.write_files(Path(folder))
@@ -106,13 +108,29 @@ def push_to_hub(
             raise
 
 
-def _check_names(repo_id: str, commit_message: str) -> None:
+def check_repo_id(repo_id: str) -> None:
+    """Refuse a name that no repository can have.
+
+    Raises:
+        SaveError: with an example of a name.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise SaveError(f"repo_id must be owner/name, or a name, got {repo_id!r}: {error}") from error
-    if not commit_message.strip():
-        raise SaveError("commit_message is empty. Say in a few words what the commit does.")
+
+
+def require_login(repo_id: str, token: str | bool | None) -> None:
+    """Ask the Hub who the token belongs to.
+
+    Raises:
+        HubError: nobody, or the Hub is out of reach.
+    """
+    api = HfApi(token=token)
+    try:
+        retried(api.whoami)
+    except (OSError, *NETWORK_ERRORS) as error:
+        raise HubError(explain(error, repo_id, api.endpoint)) from error
 
 
 @dataclass

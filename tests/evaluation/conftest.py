@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tiny_tokenizer import SPECIAL, WORDS, tiny_tokenizer
 from transformers import (
     BertConfig,
     BertForQuestionAnswering,
@@ -16,13 +16,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-WORDS = [
-    *("the", "a", "of", "in", "on", "what", "where", "who", "which", "colour", "animal", "city"),
-    *("river", "lives", "sleeps", "runs", "near", "under", "house", "tree", "old", "new", "red", "blue"),
-    *("green", "cat", "dog", "bird", "fox", "mouse", "paris", "rome", "london", "oslo", "seine", "tiber"),
-    *("thames", "fjord", "is", "not", "and", "or", "big", "small", ".", ",", "?"),
-]
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CITIES = ("paris", "rome", "london", "oslo")
 ANIMALS = ("cat", "dog", "bird", "fox", "mouse")
 
@@ -30,20 +23,7 @@ ANIMALS = ("cat", "dog", "bird", "fox", "mouse")
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """A fast tokenizer with one token per word."""
-    vocabulary = {word: number for number, word in enumerate([*SPECIAL, *WORDS])}
-    model = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    model.normalizer = normalizers.Lowercase()
-    model.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    model.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
-    names = {
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-    }
-    inputs = ["input_ids", "token_type_ids", "attention_mask"]
-    return PreTrainedTokenizerFast(tokenizer_object=model, model_input_names=inputs, model_max_length=16, **names)
+    return tiny_tokenizer()
 
 
 def tiny_config(**changes: Any) -> BertConfig:
