@@ -33,7 +33,7 @@ class SaveError(BertClusterError, ValueError):
     """A model, results or names that cannot be saved or pushed as they are. Nothing was written or sent."""
 
 
-class LoadError(BertClusterError, RuntimeError):
+class LoadError(BertClusterError, OSError):
     """A checkpoint that could not be loaded, because the way to it broke or a package is missing."""
 
 

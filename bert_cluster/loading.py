@@ -12,7 +12,7 @@ from transformers.utils import cached_file
 
 from bert_cluster.config import CONFIG_KEY, ClusterConfig
 from bert_cluster.errors import ConfigError, LoadError, NotPatchedWarning
-from bert_cluster.hub.faults import may_pass
+from bert_cluster.hub.faults import first_cause, may_pass
 from bert_cluster.hub.kinds import AUTO_CLASSES, SENTENCE_CLASSES
 from bert_cluster.patching import patch
 
@@ -123,16 +123,13 @@ def _load(name_or_path: str | Path, loader: Any, kwargs: Mapping[str, Any]) -> A
 
 @contextmanager
 def network_errors(name_or_path: str | Path) -> Iterator[None]:
-    """A connection that broke, as one sentence; errors with a reason of their own stay what users of transformers know."""
+    """A connection that broke, as one sentence: transformers takes it for a missing file. Every other error stays its own."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, OSError) and not isinstance(error, ConnectionError | TimeoutError):
-            raise
         if not may_pass(error):
             raise
-        said = " ".join((str(error) or type(error).__name__).split()).rstrip(".")
         raise LoadError(
-            f"{name_or_path} could not be loaded: the connection to the Hub failed ({said}). Nothing was patched; files that "
-            f"came whole are in the cache. Check the network, then load again."
+            f"{name_or_path} could not be loaded: the connection to the Hub failed ({first_cause(error)}). Nothing was patched; "
+            f"files that came whole are in the cache. Check the network, then load again."
         ) from error

@@ -53,7 +53,7 @@ def may_pass(error: BaseException) -> bool:
 def _from_network(error: BaseException | None) -> bool:
     while error is not None:
         if isinstance(error, NETWORK_ERRORS):
-            return True
+            return not isinstance(error, OfflineModeIsEnabled)
         error = error.__cause__ or error.__context__
     return False
 
@@ -89,6 +89,13 @@ def pause_seconds(error: BaseException, attempt: int) -> float:
         r"\bt=(\d+)", headers.get("RateLimit", "")
     )
     return usual if asked is None else float(asked[1])
+
+
+def first_cause(error: BaseException) -> str:
+    """The error that all others were raised from or while handling, in one line."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return " ".join((str(error) or type(error).__name__).split()).rstrip(".")
 
 
 def explain(error: BaseException, repo_id: str, endpoint: str) -> str:

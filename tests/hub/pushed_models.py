@@ -36,3 +36,12 @@ def batch() -> dict[str, torch.Tensor]:
     mask = torch.ones_like(ids)
     mask[1, 23:] = 0
     return {"input_ids": ids, "attention_mask": mask}
+
+
+def outputs(model: torch.nn.Module) -> list[torch.Tensor]:
+    with torch.inference_mode():
+        return list(model(**batch()).to_tuple())
+
+
+def same_bits(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
+    return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
