@@ -47,7 +47,7 @@ def merged(yaml_text: str, ours: Mapping[str, Any], results: Sequence[EvalResult
     index = _model_index(there.get("model-index"), results, model_name)
     if index != (there.get("model-index") or []):
         changes["model-index"] = index
-    text = yaml_text
+    text = yaml_text.rstrip("\n")
     for key, value in changes.items():
         text = _with_key(text, key, value)
     if not _holds(text, {**there, **changes}):  # an unusual layout, such as a list in brackets over several lines

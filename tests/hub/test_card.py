@@ -1,0 +1,300 @@
+"""The model card: valid for the Hub's own parsers, true to the results, and kind to what others wrote on it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData
+from huggingface_hub import _eval_results as parsers
+from loopback import Hub
+from pushed_models import REPO, tiny_answerer
+from transformers import BertForQuestionAnswering
+
+import bert_cluster
+from bert_cluster import SaveError, push_to_hub, save_pretrained
+from bert_cluster.hub import front_matter
+
+pytestmark = pytest.mark.usefixtures("login", "no_waiting")
+BEGIN, END = "<!-- bert-cluster:begin -->", "<!-- bert-cluster:end -->"
+GLUE = Path(__file__).parents[2] / "benchmarks" / "results" / "demo-qnli.json"
+
+
+@pytest.fixture
+def measured() -> BertForQuestionAnswering:
+    """A model with the settings that the demo measured."""
+    return tiny_answerer(method="refined-clustered")
+
+
+def card_of(hub: Hub) -> str:
+    return hub.repos[REPO].files()["README.md"].decode()
+
+
+def data_of(card: str) -> ModelCardData:
+    return ModelCard(card).data  # type: ignore[return-value]
+
+
+def test_a_new_card(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
+    hub.create("owner/base", {"README.md": "---\nlicense: apache-2.0\n---\n# Base\n"})
+    pushed = push_to_hub(measured, REPO, results=[results, GLUE], base_model="owner/base")
+    data = data_of(card_of(hub))
+    assert data.base_model == "owner/base"
+    assert data.license == "apache-2.0"
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "question-answering")
+    assert data.tags == ["bert-cluster", "clustered-attention", "efficient-attention"]
+    assert data.datasets == ["rajpurkar/squad", "nyu-mll/glue"]
+    assert [note for note in pushed.notes if "card" in note] == []
+    card = card_of(hub)
+    assert card.index("# answers") < card.index(BEGIN) < card.index("**no fine-tuning**") < card.index(END)
+    assert "of [owner/base](https://huggingface.co/owner/base) runs as refined clustered attention" in card
+    assert "| 0 to 2 | `refined-clustered` | clusters = auto, topk = auto, " in card
+    for heading in (
+        "## Clustered attention",
+        "## How to load it",
+        "## What it costs and gains",
+        "## Limits",
+        "## Citation",
+    ):
+        assert heading in card
+
+
+def test_the_results_table_says_what_was_measured(
+    hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]
+) -> None:
+    push_to_hub(measured, REPO, results=results)
+    rows = [line for line in card_of(hub).splitlines() if line.startswith(("| `full`", "| `refined"))]
+    full, refined = results["methods"]["full"], results["methods"]["refined-clustered"]
+    difference = refined["difference_to_full"]["f1"]
+    assert f"{full['scores']['f1']:.2f} | – | – |" in rows[0]
+    interval = f"{difference['value']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+    assert (
+        f"{refined['scores']['f1']:.2f} | {interval} | {100 * refined['agreement_with_full']['value']:.1f} %" in rows[1]
+    )
+    assert len(rows) == 2
+    assert "400 examples from squad-dev-slice.json, at most 384 tokens." in card_of(hub)
+    assert "examples/data" not in card_of(hub)
+
+
+def test_the_model_index(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
+    glue = json.loads(GLUE.read_text())
+    push_to_hub(measured, REPO, results=[results, glue])
+    found = data_of(card_of(hub)).eval_results
+    assert found is not None
+    by_name = {(one.dataset_config, one.metric_type, one.metric_args["attention"]): one for one in found}
+    f1 = by_name[None, "f1", "refined-clustered"]
+    assert f1.metric_value == pytest.approx(results["methods"]["refined-clustered"]["scores"]["f1"], abs=1e-3)
+    assert (f1.dataset_type, f1.task_type, f1.dataset_name) == (
+        "rajpurkar/squad",
+        "question-answering",
+        "SQuAD v1.1, 400 examples",
+    )
+    accuracy = by_name["qnli", "accuracy", "full"]
+    assert accuracy.metric_value == pytest.approx(100 * glue["methods"]["full"]["scores"]["accuracy"], abs=1e-3)
+    assert accuracy.dataset_type == "nyu-mll/glue"
+    assert len(found) == 6
+
+
+def test_the_benchmark_file_is_valid(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
+    push_to_hub(measured, REPO, results=results)
+    assert not [path for path in hub.repos[REPO].files() if path.startswith(".eval_results")]
+    push_to_hub(measured, REPO, results=results, benchmark="owner/answers:default")
+    content = hub.repos[REPO].files()[".eval_results/owner--answers--default.yaml"]
+    (entry,) = parsers.parse_eval_result_entries(yaml.safe_load(content))
+    assert isinstance(entry, EvalResultEntry)
+    assert (entry.dataset_id, entry.task_id) == ("owner/answers", "default")
+    assert entry.value == pytest.approx(results["methods"]["refined-clustered"]["scores"]["f1"], abs=1e-3)
+    assert "400 examples, no fine-tuning" in str(entry.notes)
+
+
+def test_without_labels_there_are_no_scores(
+    hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]
+) -> None:
+    for entry in results["methods"].values():
+        entry |= {"scores": {}, "difference_to_full": None}
+    push_to_hub(measured, REPO, results=results)
+    assert data_of(card_of(hub)).eval_results is None
+    assert "| attention | agrees with full | seconds |" in card_of(hub)
+    with pytest.raises(SaveError, match="needs the scores of exactly one task, got 1 results, 0 of them with scores"):
+        push_to_hub(measured, REPO, results=results, benchmark="owner/answers:default")
+
+
+def test_without_full_the_card_says_so(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
+    del results["methods"]["full"]
+    results["methods"]["refined-clustered"] |= {"difference_to_full": None, "agreement_with_full": None}
+    push_to_hub(measured, REPO, results=results)
+    assert "Exact attention was not measured beside it." in card_of(hub)
+
+
+def test_layers_of_their_own_are_listed(hub: Hub) -> None:
+    model = tiny_answerer(method="clustered", clusters=3, layers={0: {"method": "full"}}, exact_below=9)
+    push_to_hub(model, REPO)
+    card = card_of(hub)
+    assert "| 0 | `full` | exact_below = 9 |" in card or "| 0 | `full` | exact |" in card
+    assert "| 1 to 2 | `clustered` | clusters = 3, bits = 63, iterations = 10, exact_below = 9 |" in card
+    assert "`auto`" not in card
+
+
+THEIRS = """---
+# what I wrote about it
+license: mit  # mine
+tags: [answers, fast]
+language:
+- en
+base_model: owner/older
+model-index:
+- name: My answers
+  results:
+  - task:
+      type: question-answering
+    dataset:
+      name: Mine
+      type: me/mine
+    metrics:
+    - type: f1
+      value: 12.5
+---
+
+# My answers
+
+I trained this *myself*.
+
+## Thanks
+
+To everybody.
+"""
+
+
+def test_a_card_of_the_user_is_kept(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
+    hub.create(REPO, {"README.md": THEIRS})
+    pushed = push_to_hub(measured, REPO, results=results, base_model="owner/base")
+    card = card_of(hub)
+    assert "# what I wrote about it\nlicense: mit  # mine\n" in card
+    assert "language:\n- en\nbase_model: owner/older\n" in card
+    assert "# My answers\n\nI trained this *myself*.\n\n## Thanks\n\nTo everybody.\n\n" + BEGIN in card
+    data = data_of(card)
+    assert (data.license, data.base_model) == ("mit", "owner/older")
+    assert data.tags == ["answers", "fast", "bert-cluster", "clustered-attention", "efficient-attention"]
+    assert data.model_name == "My answers"
+    assert {one.dataset_type for one in data.eval_results or []} == {"me/mine", "rajpurkar/squad"}
+    assert [note for note in pushed.notes if "card" in note] == []
+
+
+def test_only_our_part_is_written_again(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
+    push_to_hub(measured, REPO, results=results)
+    repo = hub.repos[REPO]
+    edited = card_of(hub).replace("# answers\n", "# Mine\n\nAbove.\n").replace(END, f"{END}\n\nBelow.") + "\nEnd.\n"
+    edited = edited.replace("**no fine-tuning**", "trained for a week")
+    repo.add("main", {**repo.commits[repo.refs["main"]], "README.md": hub.file("README.md", edited.encode())})
+    bert_cluster.patch(measured, method="clustered", clusters=4)
+    push_to_hub(measured, REPO)
+    card = card_of(hub)
+    assert "# Mine\n\nAbove.\n\n" + BEGIN in card
+    assert card.endswith(END + "\n\nBelow.\n\nEnd.\n")
+    assert "**no fine-tuning**" in card and "trained for a week" not in card
+    assert "clusters = 4" in card and "What it costs" not in card
+    assert data_of(card).eval_results is None, "results of other settings must not stay"
+    assert push_to_hub(measured, REPO).uploaded == ()
+
+
+@pytest.mark.parametrize("card", [f"# Mine\n{BEGIN}\n", f"# Mine\n{END}\n{BEGIN}\n", f"{BEGIN}{END}{BEGIN}{END}"])
+def test_damaged_marks_are_told(hub: Hub, model: BertForQuestionAnswering, card: str) -> None:
+    hub.create(REPO, {"README.md": card})
+    with pytest.raises(SaveError, match="one of each is expected, in this order.*Nothing was changed on the Hub"):
+        push_to_hub(model, REPO)
+    assert card_of(hub) == card
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        ("---\ntags: [a\n---\n", "is not YAML: .*Repair it first"),
+        ("---\n- a\n---\n", "must be keys with values, got list"),
+    ],
+)
+def test_damaged_front_matter_is_told(hub: Hub, model: BertForQuestionAnswering, card: str, message: str) -> None:
+    hub.create(REPO, {"README.md": card})
+    with pytest.raises(SaveError, match=message):
+        push_to_hub(model, REPO)
+    assert card_of(hub) == card
+
+
+def test_base_model_and_licence_from_where_it_was_loaded(
+    hub: Hub, measured: BertForQuestionAnswering, tmp_path: Path
+) -> None:
+    push_to_hub(bert_cluster.patch(measured), "tester/base")
+    hub.repos["tester/base"].private = False
+    loaded = bert_cluster.from_pretrained("tester/base")
+    push_to_hub(loaded, REPO)
+    data = data_of(card_of(hub))
+    assert (data.base_model, data.license) == ("tester/base", None)
+
+
+def test_a_local_folder_is_no_base_model(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a name that could be a repository's and is a folder here."""
+    monkeypatch.chdir(tmp_path)
+    bert_cluster.unpatch(tiny_answerer()).save_pretrained("owner/base")
+    for place in ("owner/base", str(tmp_path / "owner" / "base")):
+        loaded = BertForQuestionAnswering.from_pretrained(place)
+        pushed = push_to_hub(bert_cluster.patch(loaded), REPO)
+        assert data_of(card_of(hub)).base_model is None
+        assert any("names no base_model: the model was not loaded from a repository" in note for note in pushed.notes)
+        assert any("names no license: that of the base model could not be read" in note for note in pushed.notes)
+
+
+def test_a_model_pushed_back_to_its_own_repository_is_not_its_own_base(
+    hub: Hub, model: BertForQuestionAnswering
+) -> None:
+    push_to_hub(model, REPO)
+    pushed = push_to_hub(bert_cluster.from_pretrained(REPO), REPO)
+    assert pushed.uploaded == ()
+    assert data_of(card_of(hub)).base_model is None
+
+
+@pytest.mark.parametrize("answer", [{"status": 500, "times": 99}, {"status": 403, "code": "GatedRepo"}])
+def test_a_base_model_whose_card_cannot_be_read(
+    hub: Hub, model: BertForQuestionAnswering, answer: dict[str, Any]
+) -> None:
+    hub.create("owner/unseen", {"README.md": "---\nlicense: mit\n---\n"})
+    hub.fault("HEAD", "/owner/unseen/resolve/", **answer)
+    pushed = push_to_hub(model, REPO, base_model="owner/unseen")
+    assert data_of(card_of(hub)).license is None
+    assert any("license" in note for note in pushed.notes)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("", {"tags": ["a"], "license": "mit"}),
+        ("license: gpl-3.0", {"license": "gpl-3.0", "tags": ["a"]}),
+        ("tags: b", {"tags": ["b", "a"], "license": "mit"}),
+        ("tags: [\nb,\nc]\nx: 1", {"tags": ["b", "c", "a"], "x": 1, "license": "mit"}),
+        ("tags:\n- b\n# end\nx: 1\n", {"tags": ["b", "a"], "x": 1, "license": "mit"}),
+        ("license:\ntags: [a]", {"tags": ["a"], "license": "mit"}),
+        ("title: 'a: b'\ndate: 2020-01-01", None),
+    ],
+)
+def test_front_matter_is_added_to(before: str, after: dict[str, Any] | None) -> None:
+    text = front_matter.merged(before, {"tags": ["a"], "license": "mit"}, [], "name")
+    wanted = after if after is not None else {**yaml.safe_load(before), "tags": ["a"], "license": "mit"}
+    assert yaml.safe_load(text) == wanted
+    assert front_matter.merged(text, {"tags": ["a"], "license": "mit"}, [], "name") == text
+    assert "# end" in text or "# end" not in before
+
+
+@pytest.mark.parametrize("card", ["# Mine\n---\na: b\n---\n", "text --- more\n", "", "---\nno end\n"])
+def test_what_is_no_front_matter_stays_text(card: str) -> None:
+    assert front_matter.split(card) == ("", card)
+
+
+def test_front_matter_with_windows_line_ends() -> None:
+    assert front_matter.split("---\r\nlicense: mit\r\n---\r\n# A\r\n") == ("license: mit\r\n", "# A\r\n")
+
+
+def test_a_folder_keeps_the_card_that_is_there(model: BertForQuestionAnswering, tmp_path: Path) -> None:
+    (tmp_path / "answers").mkdir()
+    (tmp_path / "answers" / "README.md").write_text(THEIRS)
+    saved = save_pretrained(model, tmp_path / "answers")
+    card = (tmp_path / "answers" / "README.md").read_text()
+    assert "I trained this *myself*." in card and BEGIN in card
+    assert set(saved.files) == {"README.md", "config.json", "model.safetensors"}

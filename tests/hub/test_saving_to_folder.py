@@ -1,0 +1,85 @@
+"""`save_pretrained`: what lies in the folder, and what it leaves alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pushed_models import batch, outputs, same_bits, tiny_answerer
+from transformers import AutoModel, BertForQuestionAnswering, PreTrainedTokenizerFast
+
+import bert_cluster
+from bert_cluster import save_pretrained
+
+
+def test_the_folder_loads_patched_and_plain(
+    model: BertForQuestionAnswering, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    saved = save_pretrained(model, tmp_path / "deep" / "answers", tokenizer)
+    assert saved.folder == tmp_path / "deep" / "answers"
+    assert set(saved.files) == {path.name for path in saved.folder.iterdir()}
+    assert same_bits(outputs(bert_cluster.from_pretrained(saved.folder)), outputs(model))
+    plain = AutoModel.from_pretrained(saved.folder)
+    assert plain.config._attn_implementation == "sdpa"
+    assert torch.isfinite(plain(**batch()).last_hidden_state).all()
+    assert [path.name for path in saved.folder.parent.iterdir()] == ["answers"]
+
+
+def test_nothing_foreign_is_in_the_configuration(model: BertForQuestionAnswering, tmp_path: Path) -> None:
+    config = json.loads((save_pretrained(model, tmp_path / "answers").folder / "config.json").read_text())
+    assert not {"auto_map", "_attn_implementation", "attn_implementation", "_name_or_path"} & set(config)
+    assert config["clustered_attention"]["library_version"] == bert_cluster.__version__
+    assert config["architectures"] == ["BertForQuestionAnswering"]
+
+
+def test_defaults_are_written_out(tmp_path: Path) -> None:
+    """So that other defaults of a later version do not change what was saved."""
+    save_pretrained(tiny_answerer(method="clustered"), tmp_path / "answers")
+    config = json.loads((tmp_path / "answers" / "config.json").read_text())
+    assert {"clusters": 25, "bits": 63, "iterations": 10}.items() <= config["clustered_attention"].items()
+
+
+def test_what_is_not_ours_stays_and_old_weights_go(model: BertForQuestionAnswering, tmp_path: Path) -> None:
+    (tmp_path / "training_args.txt").write_text("mine")
+    (tmp_path / "model-00001-of-00002.safetensors").write_text("old")
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    save_pretrained(model, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "training_args.txt",
+    }
+
+
+def test_saving_again_over_it(model: BertForQuestionAnswering, tmp_path: Path) -> None:
+    first = save_pretrained(model, tmp_path / "answers")
+    before = {name: (first.folder / name).read_bytes() for name in first.files}
+    again = save_pretrained(model, tmp_path / "answers")
+    assert {name: (again.folder / name).read_bytes() for name in again.files} == before
+
+
+def test_results_and_benchmark(results: dict[str, Any], tmp_path: Path) -> None:
+    saved = save_pretrained(
+        tiny_answerer(method="refined-clustered"), tmp_path, results=results, base_model="a/b", benchmark="c/d:e"
+    )
+    assert ".eval_results/c--d--e.yaml" in saved.files
+    assert "SQuAD v1.1" in (tmp_path / "README.md").read_text()
+    assert "base_model: a/b" in (tmp_path / "README.md").read_text()
+
+
+def test_the_model_itself_is_not_changed(model: BertForQuestionAnswering, tmp_path: Path) -> None:
+    settings, expected = dict(model.config.clustered_attention), outputs(model)
+    save_pretrained(model, tmp_path)
+    assert model.config.clustered_attention == settings
+    assert same_bits(outputs(model), expected)
+    bert_cluster.unpatch(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_types(model: BertForQuestionAnswering, tmp_path: Path, dtype: torch.dtype) -> None:
+    save_pretrained(model.to(dtype), tmp_path)
+    loaded = bert_cluster.from_pretrained(tmp_path, dtype="auto")
+    assert loaded.dtype == dtype
+    assert same_bits(outputs(loaded), outputs(model))
