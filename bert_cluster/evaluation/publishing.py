@@ -11,6 +11,8 @@ from bert_cluster.evaluation.checkpoints import Checkpoint
 from bert_cluster.evaluation.errors import OptionError
 from bert_cluster.evaluation.methods import Method
 from bert_cluster.evaluation.options import FULL
+from bert_cluster.hub.contents import check_base_model
+from bert_cluster.hub.results import split_benchmark
 from bert_cluster.hub.upload import check_repo_id, push_to_hub, require_login
 from bert_cluster.patching import patch
 
@@ -69,6 +71,9 @@ def method_to_push(options: argparse.Namespace, methods: Sequence[Method]) -> Me
             else "--push_to_hub pushes a clustered method, and this run has none. Add one to --attention."
         )
     check_repo_id(_repo_id(options))
+    check_base_model(options.hub_base_model)
+    if options.hub_benchmark is not None:
+        split_benchmark(options.hub_benchmark)
     require_login(_repo_id(options), _token(options))
     return clustered[0]
 

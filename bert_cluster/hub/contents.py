@@ -134,13 +134,22 @@ def check_contents(
     """
     kind = kind_of(model)
     check_tokenizer(kind, tokenizer)
-    if base_model is not None and (privacy.is_local_path(base_model) or not _is_repo_id(base_model)):
-        raise SaveError(
-            f"base_model must be a repository on the Hub, such as google-bert/bert-base-uncased, got {base_model!r}."
-        )
+    check_base_model(base_model)
     read = read_results(results, settings_of(kind))
     file = None if benchmark is None else benchmark_file(benchmark, read)
     return Contents(kind, tokenizer, read, base_model, file, card, token)
+
+
+def check_base_model(name: str | None) -> None:
+    """Refuse a base model that the Hub would refuse on a card.
+
+    Raises:
+        SaveError: it is a path, or no name that a repository can have.
+    """
+    if name is not None and (privacy.is_local_path(name) or not _is_repo_id(name)):
+        raise SaveError(
+            f"base_model must be a repository on the Hub, such as google-bert/bert-base-uncased, got {name!r}."
+        )
 
 
 def _is_repo_id(name: str) -> bool:

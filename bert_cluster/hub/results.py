@@ -181,6 +181,18 @@ def eval_results(results: Sequence[TaskResults], task: str) -> list[EvalResult]:
     ]
 
 
+def split_benchmark(benchmark: str) -> tuple[str, str]:
+    """Data set and task of a "DATASET:TASK".
+
+    Raises:
+        SaveError: another form.
+    """
+    dataset, _, task = benchmark.partition(":")
+    if not task or not _NAMED.fullmatch(dataset):
+        raise SaveError(f"benchmark must be DATASET:TASK, such as owner/name:default, got {benchmark!r}.")
+    return dataset, task
+
+
 def benchmark_file(benchmark: str, results: Sequence[TaskResults]) -> tuple[str, list[dict[str, Any]]]:
     """Path and content of a `.eval_results` file: the first primary score of the only results, on a named benchmark.
 
@@ -190,9 +202,7 @@ def benchmark_file(benchmark: str, results: Sequence[TaskResults]) -> tuple[str,
     Raises:
         SaveError: another form, or not exactly one comparison with scores.
     """
-    dataset, _, task = benchmark.partition(":")
-    if not task or not _NAMED.fullmatch(dataset):
-        raise SaveError(f"benchmark must be DATASET:TASK, such as owner/name:default, got {benchmark!r}.")
+    dataset, task = split_benchmark(benchmark)
     scored = [one for one in results if one.data["methods"][one.method]["scores"]]
     if len(results) != 1 or not scored:
         raise SaveError(

@@ -41,14 +41,12 @@ print(bert_cluster.push_to_hub(bert_cluster.patch(model), "tester/sentences"))
 """
 
 
-@pytest.mark.parametrize("offline_before", [None, "1"])
 def test_every_byte_that_is_uploaded(
     hub: Hub,
     tokenizer: PreTrainedTokenizerFast,
     run_python: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
     results: dict[str, Any],
-    offline_before: str | None,
 ) -> None:
     """Everything lies in the home of a user whose name cannot occur by chance, results with local paths included."""
     user = "zaphodsusername"
