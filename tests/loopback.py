@@ -78,8 +78,8 @@ class Fault:
 
     Attributes:
         status: answer with this status, before anything is done.
-        cut: close the connection: "before" the request is handled, "after" it was (the answer is lost), or in the
-            "middle" of the answer's body.
+        cut: close the connection: in the middle of the "upload" of the request's body, "before" the request is handled,
+            "after" it was (the answer is lost), or in the "middle" of the answer's body.
         call: called before the request is handled as usual.
     """
 
@@ -178,14 +178,18 @@ class Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         address = urlsplit(self.path)
         path, query = unquote(address.path), parse_qs(address.query)
+        with self.hub.lock:
+            fault = next((one for one in self.hub.faults if one.matches(self.command, path)), None)
+            if fault is not None:
+                fault.times -= 1
+        if fault is not None and fault.cut == "upload":
+            self.rfile.read(int(self.headers.get("Content-Length") or 2) // 2)
+            return self.cut()
         body = self.read_body()
         header = self.headers.get("Authorization") or ""
         token = header.removeprefix("Bearer ") or None
         with self.hub.lock:
             self.hub.log.append(Request(self.command, self.path, token, body))
-            fault = next((one for one in self.hub.faults if one.matches(self.command, path)), None)
-            if fault is not None:
-                fault.times -= 1
         if fault is not None and fault.call is not None:
             fault.call()
         if fault is not None and fault.cut == "before":

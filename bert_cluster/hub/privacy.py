@@ -2,6 +2,7 @@
 
 import getpass
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,13 @@ def _cleaned(value: Any) -> Any:
     return {
         key: _cleaned(item)
         for key, item in value.items()
-        if key not in _PLACES and not (key in _NAMES and is_local_path(item))
+        if key not in _PLACES and not (key in _NAMES and is_local_path(item)) and not _is_file(key, item)
     }
+
+
+def _is_file(key: str, value: Any) -> bool:
+    """Whether a key such as special_tokens_map_file says where a file lay on the machine of whoever made the tokenizer."""
+    return key.endswith("_file") and isinstance(value, str) and value.startswith(("/", "~"))
 
 
 def is_local_path(name: Any) -> bool:
@@ -96,4 +102,8 @@ def _places() -> list[str]:
     except (KeyError, OSError):  # a user id without a name, as in containers
         user = ""
     named = [f"/home/{user}", f"/Users/{user}"] if user else []
-    return [f"{place}/" for place in dict.fromkeys([str(Path.home()), str(Path.cwd()), *named]) if place != "/"]
+    return [
+        f"{place}/"
+        for place in dict.fromkeys([os.path.expanduser("~"), str(Path.cwd()), *named])
+        if place not in ("/", "~")
+    ]

@@ -217,4 +217,4 @@ def benchmark_file(benchmark: str, results: Sequence[TaskResults]) -> tuple[str,
         value=round(one.points(one.data["methods"][one.method]["scores"][score]), 4),
         notes=f"{score} with {one.method} attention of bert-cluster, {one.data['data']['examples']:,} examples, no fine-tuning",
     )
-    return f".eval_results/{dataset.replace('/', '--')}--{task}.yaml", eval_result_entries_to_yaml([entry])
+    return f".eval_results/bert-cluster-{dataset.replace('/', '--')}--{task}.yaml", eval_result_entries_to_yaml([entry])

@@ -16,8 +16,10 @@ from bert_cluster.hub.contents import README, check_contents
 from bert_cluster.hub.results import ResultsLike
 from bert_cluster.hub.staging import disk_errors
 
-# Weights that a loader would take instead of the new ones, or beside them.
-WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?")
+# Files of an earlier save that must not stay beside a new one: weights that a loader would take, results of other settings.
+REPLACED = re.compile(
+    r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|bert-cluster-[^/]+\.png|\.eval_results/bert-cluster-[^/]+\.yaml"
+)
 
 
 @dataclass(frozen=True)
@@ -86,13 +88,14 @@ def _read(path: Path) -> str | None:
 
 
 def _move(beside: Path, place: Path) -> tuple[str, ...]:
-    """Rename every file into the folder; then remove weights of an earlier save that the new ones do not replace."""
-    files = tuple(sorted(str(path.relative_to(beside)) for path in beside.rglob("*") if path.is_file()))
+    """Rename every file into the folder; then remove what must not stay of an earlier save."""
+    files = tuple(sorted(path.relative_to(beside).as_posix() for path in beside.rglob("*") if path.is_file()))
     with disk_errors(place):
         for name in files:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(beside / name, place / name)
-        for path in place.glob("*"):
-            if path.name not in files and WEIGHTS.fullmatch(path.name):
+        for path in (*place.glob("*"), *place.glob(".eval_results/*")):
+            name = path.relative_to(place).as_posix()
+            if name not in files and REPLACED.fullmatch(name):
                 path.unlink()
     return files

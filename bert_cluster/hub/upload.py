@@ -18,7 +18,7 @@ from bert_cluster.errors import HubError, SaveError
 from bert_cluster.hub.contents import README, Contents, check_contents
 from bert_cluster.hub.faults import MOVED, NETWORK_ERRORS, answer_of, explain, may_pass, retried, status_of
 from bert_cluster.hub.results import ResultsLike
-from bert_cluster.hub.saving import WEIGHTS
+from bert_cluster.hub.saving import REPLACED
 
 MAIN = "main"
 MESSAGE = "Clustered attention, by bert-cluster"
@@ -35,7 +35,7 @@ class Pushed:
         commit: id of the commit with these files: a new one, or the head where nothing had changed.
         url: where to see it; of the pull request where one was asked for.
         uploaded: files that were new or had changed; empty where nothing had, and then there is no new commit.
-        removed: weights of an earlier push that the new ones do not replace.
+        removed: weights, plots and results of an earlier push that these do not replace.
         notes: what the card could not tell.
     """
 
@@ -141,6 +141,7 @@ class Push:
     repo_id: str
     revision: str
     create_pr: bool
+    creating: bool = field(default=False, init=False)
     created: bool = field(default=False, init=False)
     branched: bool = field(default=False, init=False)
     sending: bool = field(default=False, init=False)
@@ -162,9 +163,9 @@ class Push:
         existing = self._existing_card(head) if README in files else None
         shown = None if self.revision == MAIN or self.create_pr else self.revision
         notes = tuple(contents.write_card(folder, existing, self.repo_id, shown))
-        wanted = {str(path.relative_to(folder)): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        wanted = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         changed = {name: path for name, path in wanted.items() if not _same(path, files.get(name))}
-        stale = tuple(name for name in files if name not in wanted and WEIGHTS.fullmatch(name))
+        stale = tuple(name for name in files if name not in wanted and REPLACED.fullmatch(name))
         if not changed and not stale:
             return Pushed(self.repo_id, head, self._url(head), (), (), notes)
         commit, url = self._commit(head, changed, stale, message)
@@ -175,6 +176,8 @@ class Push:
         place = f"{self.api.endpoint}/{self.repo_id}"
         if self.sending:
             return f"Whether the commit arrived can be seen at {place}: it is there whole or not at all, and pushing again sends what is missing."
+        if self.creating:
+            return f"Whether the repository was created can be seen at {self.api.endpoint}: if it was, it is empty."
         if self.created:
             return f"The repository {place} exists now and is empty."
         return "Nothing was changed on the Hub."
@@ -182,8 +185,7 @@ class Push:
     def _open_repository(self, private: bool | None) -> None:
         known = self._known()
         if known is None:
-            address = self._ask(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True))
-            self.repo_id = address.repo_id
+            self.repo_id = self._create(private)
             known = self._known()
             self.created = known is not None and [each.rfilename for each in known.siblings or []] in (
                 [],
@@ -194,6 +196,17 @@ class Push:
                 f"{self.repo_id} exists and is public, and private=True makes only new repositories private. Change its "
                 f"visibility in its settings, or leave private out. {self.visible()}"
             )
+
+    def _create(self, private: bool | None) -> str:
+        """Make the repository; its full name."""
+        self.creating = True
+        try:
+            name = retried(lambda: self.api.create_repo(self.repo_id, private=private, exist_ok=True)).repo_id
+        except (OSError, *NETWORK_ERRORS) as error:
+            self.creating = may_pass(error)  # else it was refused
+            raise self._told(error) from error
+        self.creating = False
+        return name
 
     def _known(self) -> Any:
         """The repository, None where there is none that the token sees; its full name is in it."""

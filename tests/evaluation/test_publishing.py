@@ -86,7 +86,7 @@ def test_glue_eval_pushes_the_method_that_is_named(
     assert repo.private
     settings = json.loads(repo.files("fast")["config.json"])["clustered_attention"]
     assert (settings["method"], settings["clusters"]) == ("clustered", 2)
-    assert ".eval_results/owner--pairs--mrpc.yaml" in repo.files("fast")
+    assert ".eval_results/bert-cluster-owner--pairs--mrpc.yaml" in repo.files("fast")
     assert "nyu-mll/glue" in repo.files("fast")["README.md"].decode()
     assert not any(path.endswith(".png") for path in repo.files("fast"))
 

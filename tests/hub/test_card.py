@@ -99,7 +99,7 @@ def test_the_benchmark_file_is_valid(hub: Hub, measured: BertForQuestionAnswerin
     push_to_hub(measured, REPO, results=results)
     assert not [path for path in hub.repos[REPO].files() if path.startswith(".eval_results")]
     push_to_hub(measured, REPO, results=results, benchmark="owner/answers:default")
-    content = hub.repos[REPO].files()[".eval_results/owner--answers--default.yaml"]
+    content = hub.repos[REPO].files()[".eval_results/bert-cluster-owner--answers--default.yaml"]
     (entry,) = parsers.parse_eval_result_entries(yaml.safe_load(content))
     assert isinstance(entry, EvalResultEntry)
     assert (entry.dataset_id, entry.task_id) == ("owner/answers", "default")

@@ -86,6 +86,18 @@ def test_the_tokenizer_saves_the_same_bytes_wherever_it_came_from(
     assert written[0] == written[1]
 
 
+def test_files_that_a_tokenizer_was_made_from_are_taken_out(
+    model: BertForQuestionAnswering, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """Older versions of transformers wrote them, and newer ones carry them on."""
+    tokenizer.init_kwargs["special_tokens_map_file"] = f"{Path.home()}/.cache/special_tokens_map.json"
+    try:
+        save_pretrained(model, tmp_path, tokenizer)
+    finally:
+        del tokenizer.init_kwargs["special_tokens_map_file"]
+    assert "special_tokens_map_file" not in (tmp_path / "tokenizer_config.json").read_text()
+
+
 def test_a_token_in_a_file_is_refused(hub: Hub, model: BertForQuestionAnswering) -> None:
     model.config.remark = f"pushed with {WRITE_TOKEN}"
     with pytest.raises(SaveError, match="config.json contains a Hub token. Take it out"):

@@ -145,7 +145,7 @@ def test_message_and_benchmark(hub: Hub, results: dict[str, Any]) -> None:
     push_to_hub(model, REPO, results=results, benchmark="somebody/answers:default", commit_message="Faster")
     header = json.loads(hub.requests("POST", "/commit/main")[0].body.splitlines()[0])
     assert header["value"]["summary"] == "Faster"
-    assert ".eval_results/somebody--answers--default.yaml" in hub.repos[REPO].files()
+    assert ".eval_results/bert-cluster-somebody--answers--default.yaml" in hub.repos[REPO].files()
 
 
 @pytest.mark.parametrize(

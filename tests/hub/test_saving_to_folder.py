@@ -64,9 +64,26 @@ def test_results_and_benchmark(results: dict[str, Any], tmp_path: Path) -> None:
     saved = save_pretrained(
         tiny_answerer(method="refined-clustered"), tmp_path, results=results, base_model="a/b", benchmark="c/d:e"
     )
-    assert ".eval_results/c--d--e.yaml" in saved.files
+    assert ".eval_results/bert-cluster-c--d--e.yaml" in saved.files
     assert "SQuAD v1.1" in (tmp_path / "README.md").read_text()
     assert "base_model: a/b" in (tmp_path / "README.md").read_text()
+
+
+def test_results_of_an_earlier_save_do_not_stay(results: dict[str, Any], tmp_path: Path) -> None:
+    """They were measured with other settings, or with other weights."""
+    written = tmp_path / "output"
+    written.mkdir()
+    (written / "all_results.json").write_text(json.dumps(results))
+    (written / "plot.png").write_bytes(b"picture")
+    model = tiny_answerer(method="refined-clustered")
+    folder = tmp_path / "answers"
+    save_pretrained(model, folder, results=written, benchmark="c/d:e")
+    (folder / "mine.png").write_bytes(b"mine")
+    (folder / ".eval_results" / "mine.yaml").write_text("[]")
+    assert {path.name for path in folder.rglob("*.*")} >= {"bert-cluster-squad.png", "bert-cluster-c--d--e.yaml"}
+    save_pretrained(model, folder)
+    left = {path.name for path in folder.rglob("*") if path.is_file()}
+    assert left == {"README.md", "config.json", "model.safetensors", "mine.png", "mine.yaml"}
 
 
 def test_the_model_itself_is_not_changed(model: BertForQuestionAnswering, tmp_path: Path) -> None:
