@@ -30,6 +30,7 @@ DOCUMENTS = [
     "docs/long-texts.md",
     "docs/budgets.md",
     "docs/fidelity.md",
+    "docs/hub.md",
     "docs/models.md",
     "docs/results-schema.md",
     "docs/speed.md",
@@ -85,7 +86,13 @@ def checkpoints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-PYTHON = [(document, number) for document in DOCUMENTS for number in range(len(blocks(document, "python")))]
+# Without those that push: they need a Hub, and tests/hub/test_readme.py runs them.
+PYTHON = [
+    (document, number)
+    for document in DOCUMENTS
+    for number, block in enumerate(blocks(document, "python"))
+    if "push_to_hub" not in block
+]
 
 
 def test_there_is_python_to_run() -> None:

@@ -106,18 +106,24 @@ def section_of(card: Card) -> str:
     parts = [_what(card), _how(card)]
     if card.results:
         parts.append(_costs(card))
-    return "\n\n".join([*parts, _limits(), f"## Citation\n\n{_CITATION}"])
+    return "\n\n".join(
+        [*parts, _limits(), f"## Citation\n\nClustered attention, and the improved form of it, are from\n\n{_CITATION}"]
+    )
 
 
 def _what(card: Card) -> str:
     layers = info(card.kind.model).layers
     methods = [method for method in _METHODS if any(layer.method == method for layer in layers)]
-    base = "" if card.base_model is None else f" of [{card.base_model}](https://huggingface.co/{card.base_model})"
+    base = (
+        ""
+        if card.base_model is None
+        else f", whose weights come from [{card.base_model}](https://huggingface.co/{card.base_model}),"
+    )
     lines = [
         "## Clustered attention",
         "",
-        f"The self-attention{base} runs as {'; '.join(_METHODS[method] for method in methods)}. Its cost grows linearly with the "
-        f"length of the text. Patching changed no weight and trained nothing: **no fine-tuning**.",
+        f"The self-attention of this model{base} runs as {'; '.join(_METHODS[method] for method in methods)}. Its cost grows "
+        f"linearly with the length of the text. Patching changed no weight and trained nothing: **no fine-tuning**.",
         "",
         "| layers | method | budgets |",
         "|---|---|---|",

@@ -47,7 +47,9 @@ def test_a_new_card(hub: Hub, measured: BertForQuestionAnswering, results: dict[
     assert [note for note in pushed.notes if "card" in note] == []
     card = card_of(hub)
     assert card.index("# answers") < card.index(BEGIN) < card.index("**no fine-tuning**") < card.index(END)
-    assert "of [owner/base](https://huggingface.co/owner/base) runs as refined clustered attention" in card
+    assert (
+        "weights come from [owner/base](https://huggingface.co/owner/base), runs as refined clustered attention" in card
+    )
     assert "| 0 to 2 | `refined-clustered` | clusters = auto, topk = auto, " in card
     for heading in (
         "## Clustered attention",
