@@ -1,7 +1,6 @@
 """The command `bert-cluster`."""
 
 import argparse
-import errno
 import json
 import sys
 from pathlib import Path
@@ -29,8 +28,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"bert-cluster: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (None, errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            raise
         stored = " What is measured is stored: the same command continues." if calibrating else ""
         print(f"bert-cluster: {' '.join(str(error).split()).rstrip('.')}.{stored}", file=sys.stderr)
         return 2
@@ -78,7 +75,7 @@ def describe(model: str, *, revision: str | None = None, token: str | None = Non
         raise ConfigError(f"{path} is not JSON: {error}.") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path} must hold a JSON object, got {type(data).__name__}.")
-    if CONFIG_KEY not in data:
+    if data.get(CONFIG_KEY) is None:
         return f"{model}: a {data.get('model_type', 'model')} without settings of clustered attention (exact as it is)"
     config = ClusterConfig.from_dict(data[CONFIG_KEY])
     lines = [f"{model}: a {data.get('model_type', 'model')} with {config.method} attention"]

@@ -30,7 +30,7 @@ class CalibrationError(BertClusterError, ValueError):
 
 
 class SaveError(BertClusterError, ValueError):
-    """A model, results or names that cannot be saved or pushed as they are. Nothing was written or sent."""
+    """A model, results, names or a card that cannot be saved or pushed as they are. Nothing of them was."""
 
 
 class LoadError(BertClusterError, OSError):

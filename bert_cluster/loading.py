@@ -1,5 +1,6 @@
 """`from_pretrained`: load a checkpoint and patch it in one call."""
 
+import inspect
 import json
 import warnings
 from collections.abc import Iterator, Mapping
@@ -18,10 +19,8 @@ from bert_cluster.patching import patch
 
 # Arguments of transformers' from_pretrained that say where a checkpoint lies: its configuration lies there too.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-# Those that sentence-transformers has, by its own names; of the rest it hands `dtype` and the like on to transformers.
-_SENTENCE_ARGUMENTS = {"cache_dir": "cache_folder"} | {
-    name: name for name in ("revision", "token", "local_files_only", "device", "trust_remote_code", "model_kwargs")
-}
+# Those besides that a configuration of somebody's own code needs.
+_CODE = ("trust_remote_code", "code_revision")
 _MODULES, _SENTENCE_CONFIG = "modules.json", "config_sentence_transformers.json"
 
 
@@ -61,8 +60,9 @@ def from_pretrained(
         raise ConfigError(f"task must be one of {', '.join([*AUTO_CLASSES, *SENTENCE_CLASSES])}, got {task!r}.")
     settings = config if isinstance(config, ClusterConfig | None) else ClusterConfig.load(config)
     place = {name: kwargs[name] for name in _PLACE if name in kwargs}
+    code = {name: kwargs[name] for name in _CODE if name in kwargs}
     with network_errors(name_or_path):
-        loaded = transformers.AutoConfig.from_pretrained(name_or_path, **place)
+        loaded = transformers.AutoConfig.from_pretrained(name_or_path, **place, **code)
         stored = getattr(loaded, CONFIG_KEY, None)
         if settings is None and stored is not None:
             settings = ClusterConfig.from_dict(stored)
@@ -114,11 +114,14 @@ def _load(name_or_path: str | Path, loader: Any, kwargs: Mapping[str, Any]) -> A
             f"{name_or_path} is a {loader}, and sentence-transformers is not installed: pip install sentence-transformers, or "
             f"give auto_class=transformers.AutoModel for its encoder alone."
         ) from error
-    own = {_SENTENCE_ARGUMENTS[name]: value for name, value in kwargs.items() if name in _SENTENCE_ARGUMENTS}
-    rest = {name: value for name, value in kwargs.items() if name not in _SENTENCE_ARGUMENTS}
-    if rest:
+    kind = getattr(sentence_transformers, loader)
+    known = inspect.signature(kind.__init__).parameters
+    arguments = {"cache_folder" if name == "cache_dir" else name: value for name, value in kwargs.items()}
+    own = {name: value for name, value in arguments.items() if name in known}
+    rest = {name: value for name, value in arguments.items() if name not in known}
+    if rest:  # such as dtype: for the transformers model inside
         own["model_kwargs"] = {**(own.get("model_kwargs") or {}), **rest}
-    return getattr(sentence_transformers, loader)(str(name_or_path), **own).eval()
+    return kind(str(name_or_path), **own).eval()
 
 
 @contextmanager

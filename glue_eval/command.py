@@ -1,7 +1,8 @@
 """The command: flags, data, labels, all methods, scores, files."""
 
 import argparse
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bert_cluster.evaluation import options as flags
@@ -50,10 +51,12 @@ def evaluate(options: argparse.Namespace) -> None:
     """Everything that the flags ask for."""
     check_options(options)
     with join_processes(options.device) as processes:
-        _evaluate(options, processes)
+        push = _evaluate(options, processes)
+    push()  # outside: no other process waits for an upload
 
 
-def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
+def _evaluate(options: argparse.Namespace, processes: Processes) -> Callable[[], None]:
+    """Everything but the push; returns what pushes the results, which does nothing where nothing is to be pushed."""
     task = get_task(options.task_name)
     parts = load_data(options, task, processes)
     with processes.main_first():
@@ -61,7 +64,7 @@ def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
     names = output_names(checkpoint, task)
     labels = map_labels(names, task, options.label_map)
     methods = choose_methods(options, checkpoint.stored)
-    pushed = method_to_push(options, methods)
+    pushed = method_to_push(options, methods, processes)
     length = longest_input(checkpoint.config, checkpoint.tokenizer, options.max_seq_length)
     if processes.is_main:
         print_notes(_notes(options, parts, labels, length))
@@ -95,7 +98,8 @@ def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
         results = gather_results(options, task, question, parts, labels, comparison, predicted, notes)
         write_results(results, options.output_dir, plot=not options.no_plot)
         if pushed is not None:
-            push_method(options, pushed, checkpoint, load)
+            return functools.partial(push_method, options, pushed, checkpoint, load)
+    return lambda: None
 
 
 def load_data(options: argparse.Namespace, task: Task, processes: Processes) -> list[GlueData]:

@@ -1,7 +1,8 @@
 """The command: flags, data, windows, all methods, answers, scores, files."""
 
 import argparse
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,15 +76,17 @@ def evaluate(options: argparse.Namespace) -> None:
     """Everything that the flags ask for."""
     check_options(options)
     with join_processes(options.device) as processes:
-        _evaluate(options, processes)
+        push = _evaluate(options, processes)
+    push()  # outside: no other process waits for an upload
 
 
-def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
+def _evaluate(options: argparse.Namespace, processes: Processes) -> Callable[[], None]:
+    """Everything but the push; returns what pushes the results, which does nothing where nothing is to be pushed."""
     data = load_data(options, processes)
     with processes.main_first():
         checkpoint = find_checkpoint(options, "QUESTION_ANS")
     methods = choose_methods(options, checkpoint.stored)
-    pushed = method_to_push(options, methods)
+    pushed = method_to_push(options, methods, processes)
     length = longest_input(checkpoint.config, checkpoint.tokenizer, options.max_seq_length)
     if processes.is_main:
         print_notes(_notes(options, data, length))
@@ -115,7 +118,8 @@ def _evaluate(options: argparse.Namespace, processes: Processes) -> None:
         results = _results(options, question, data, comparison, answered, length)
         write_results(results, options.output_dir, plot=not options.no_plot)
         if pushed is not None:
-            push_method(options, pushed, checkpoint, load)
+            return functools.partial(push_method, options, pushed, checkpoint, load)
+    return lambda: None
 
 
 def load_data(options: argparse.Namespace, processes: Processes) -> SquadData:

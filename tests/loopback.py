@@ -335,6 +335,8 @@ def repo_api(
         list_refs(repo)
     if action in ("preupload", "commit") and rest not in repo.refs:
         raise refusal(404, f"Invalid rev id: {rest}", "RevisionNotFound")
+    if action == "discussions" and method == "GET":
+        list_discussions(name, repo)
     pull_request = query.get("create_pr") == ["1"]
     (proposable if pull_request else writable)(hub, name, token)
     if action == "preupload":
@@ -384,6 +386,19 @@ def list_refs(repo: Repo) -> None:
         entry = {"name": ref, "ref": ref if pull else f"refs/heads/{ref}", "targetCommit": sha}
         named["pullRequests" if pull else "branches"].append(entry)
     raise Answer(200, named)
+
+
+def list_discussions(name: str, repo: Repo) -> None:
+    """Every pull request is open here."""
+    shared = {
+        "title": "Change",
+        "author": {"name": "tester"},
+        "createdAt": "2020-01-01T00:00:00.000Z",
+        "status": "open",
+    }
+    place = {"repo": {"name": name, "type": "model"}, "isPullRequest": True}
+    found = [{"num": number, **shared, **place} for number in range(1, repo.pulls + 1)]
+    raise Answer(200, {"discussions": found, "count": len(found), "start": 0, "numClosedDiscussions": 0})
 
 
 def upload_mode(hub: Hub, head: Mapping[str, File], path: str) -> dict[str, Any]:

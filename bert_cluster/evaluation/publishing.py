@@ -11,6 +11,7 @@ from bert_cluster.evaluation.checkpoints import Checkpoint
 from bert_cluster.evaluation.errors import OptionError
 from bert_cluster.evaluation.methods import Method
 from bert_cluster.evaluation.options import FULL
+from bert_cluster.evaluation.processes import Processes
 from bert_cluster.hub.contents import check_base_model
 from bert_cluster.hub.results import split_benchmark
 from bert_cluster.hub.upload import check_repo_id, push_to_hub, require_login
@@ -43,8 +44,9 @@ def add_push_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--hub_benchmark", metavar="DATASET:TASK", help="write the primary score into .eval_results too")
 
 
-def method_to_push(options: argparse.Namespace, methods: Sequence[Method]) -> Method | None:
-    """The method that `--push_to_hub` means, None without it. Asks the Hub who is logged in, before hours of work.
+def method_to_push(options: argparse.Namespace, methods: Sequence[Method], processes: Processes) -> Method | None:
+    """The method that `--push_to_hub` means, None without it. The main process asks the Hub who is logged in, before
+    hours of work.
 
     Raises:
         OptionError: no method, or several and no `--push_attention`; flags without `--push_to_hub`.
@@ -74,7 +76,8 @@ def method_to_push(options: argparse.Namespace, methods: Sequence[Method]) -> Me
     check_base_model(options.hub_base_model)
     if options.hub_benchmark is not None:
         split_benchmark(options.hub_benchmark)
-    require_login(_repo_id(options), _token(options))
+    if processes.is_main:
+        require_login(_repo_id(options), _token(options))
     return clustered[0]
 
 

@@ -1,6 +1,5 @@
 """The model card: what was done to the model, how to load it, what it costs. Our part lies between two marks."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +44,7 @@ class Card:
         revision: branch in that code, None for the main one.
         has_tokenizer: whether one is saved with the model.
         base_model: repository that the weights come from, None where it is not known.
-        licence: of the base model, None where it could not be read.
+        licence: keys of the front matter that say the base model's, empty where it could not be read.
         results: comparisons to show; `plots` names the picture of each, "" where there is none.
     """
 
@@ -54,7 +53,7 @@ class Card:
     revision: str | None
     has_tokenizer: bool
     base_model: str | None
-    licence: str | None
+    licence: Mapping[str, Any]
     results: Sequence[TaskResults]
     plots: Sequence[str]
 
@@ -72,6 +71,10 @@ def write_card(card: Card, existing: str | None) -> str:
     name = card.place.split("/")[-1]
     yaml_text, body = front_matter.split(existing or "")
     yaml_text = front_matter.merged(yaml_text, _metadata(card), eval_results(card.results, card.kind.task), name)
+    if card.base_model is not None:
+        there = front_matter.parsed(yaml_text).get("base_model")
+        if card.base_model not in front_matter.listed(there):
+            yaml_text = front_matter.replaced(yaml_text, {"base_model": card.base_model})
     section = f"{BEGIN}\n{_NOTICE}\n\n{section_of(card)}\n\n{END}"
     body = f"# {name}\n\n{section}\n" if existing is None else _with_section(body, section)
     return f"---\n{yaml_text}\n---\n{body}"
@@ -92,11 +95,11 @@ def _with_section(body: str, section: str) -> str:
 def _metadata(card: Card) -> dict[str, Any]:
     values: dict[str, Any] = {
         "base_model": card.base_model,
-        "license": card.licence,
+        **card.licence,
         "library_name": card.kind.library,
         "pipeline_tag": card.kind.task,
         "tags": list(TAGS),
-        "datasets": list(dict.fromkeys(one.dataset for one in card.results)),
+        "datasets": list(dict.fromkeys(one.dataset for one in card.results if one.dataset is not None)),
     }
     return {key: value for key, value in values.items() if value is not None}
 
@@ -195,10 +198,15 @@ def _code(card: Card, *, clustered: bool) -> list[str]:
     return [*lines, f"model = {loader}{'' if sentences and not clustered else '.from_pretrained'}{place}"]
 
 
+def comparison(one: TaskResults) -> list[str]:
+    """One task's table, and under which conditions it was measured."""
+    return [f"### {one.title}", "", *_table(one), "", _conditions(one)]
+
+
 def _costs(card: Card) -> str:
     lines = ["## What it costs and gains"]
     for one, plot in zip(card.results, card.plots, strict=True):
-        lines += ["", f"### {one.title}", "", *_table(one), "", _conditions(one)]
+        lines += ["", *comparison(one)]
         if FULL not in one.shown:
             lines += ["", "Exact attention was not measured beside it."]
         if plot:
@@ -278,9 +286,7 @@ def _limits() -> str:
     )
 
 
-def licence_in(card_text: str) -> str | None:
-    """The licence in a card's front matter; None where there is none or it cannot be read."""
-    found = re.search(
-        r"^license:[ \t]*[\"']?([\w.-]+)[\"']?[ \t]*(?:#.*)?$", front_matter.split(card_text)[0], re.MULTILINE
-    )
-    return None if found is None else found[1]
+def licence_in(card_text: str) -> dict[str, Any]:
+    """The keys of a card's front matter that say its licence; empty where there are none."""
+    there = front_matter.parsed(front_matter.split(card_text)[0])
+    return {key: there[key] for key in ("license", "license_name", "license_link") if there.get(key) is not None}

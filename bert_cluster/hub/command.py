@@ -1,15 +1,31 @@
 """`bert-cluster push`: a saved model to the Hub."""
 
 import argparse
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import transformers
+from safetensors import SafetensorError
 
 from bert_cluster.config import CONFIG_KEY, ClusterConfig
-from bert_cluster.errors import NotPatchedError
+from bert_cluster.errors import BertClusterError, ConfigError, LoadError, NotPatchedError
+from bert_cluster.hub.contents import README, read_card
 from bert_cluster.hub.upload import MESSAGE, push_to_hub
-from bert_cluster.loading import from_pretrained
+from bert_cluster.loading import from_pretrained, optional_file
+
+# One of these is beside every model that has a tokenizer.
+_TOKENIZER_FILES = (
+    "tokenizer_config.json",
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "spiece.model",
+    "tokenizer.model",
+)
 
 
 def add_push(commands: Any) -> None:
@@ -35,20 +51,29 @@ def add_push(commands: Any) -> None:
 
 
 def push_saved(options: argparse.Namespace) -> None:
-    """Load, patch, push, and say what happened."""
-    given = None if options.config is None else ClusterConfig.load(options.config)
-    if given is None:
-        config = transformers.AutoConfig.from_pretrained(options.model, token=options.token)
-        if getattr(config, CONFIG_KEY, None) is None:
-            raise NotPatchedError(
-                f"{options.model} has no settings of clustered attention in its config.json. Give --config FILE (a JSON that "
-                f"ClusterConfig.save or bert-cluster calibrate wrote), or save a patched model there."
-            )
-    model = from_pretrained(options.model, given, token=options.token)
+    """Load, patch, push, and say what happened.
+
+    Raises:
+        NotPatchedError: there are no settings to patch with.
+        LoadError: the model or its tokenizer cannot be loaded.
+        ConfigError: the file of settings cannot be read.
+    """
+    given = None if options.config is None else _settings(options.config)
+    hub = {"token": options.token}
+    with _load_errors(options.model):
+        config = transformers.AutoConfig.from_pretrained(options.model, **hub)
+    if given is None and getattr(config, CONFIG_KEY, None) is None:
+        raise NotPatchedError(
+            f"{options.model} has no settings of clustered attention in its config.json. Give --config FILE (a JSON that "
+            f"ClusterConfig.save or bert-cluster calibrate wrote), or save a patched model there."
+        )
+    with _load_errors(options.model):
+        model = from_pretrained(options.model, given, **hub)
+        tokenizer = _tokenizer(options.model, model, hub)
     pushed = push_to_hub(
         model,
         options.repo_id,
-        tokenizer=_tokenizer(options, model),
+        tokenizer=tokenizer,
         results=options.results,
         base_model=options.base_model,
         private=options.private,
@@ -57,21 +82,42 @@ def push_saved(options: argparse.Namespace) -> None:
         create_pr=options.create_pr,
         token=options.token,
         benchmark=options.benchmark,
-        card=_card(Path(options.model)),
+        card=_card(Path(options.model), options.repo_id),
     )
     print(pushed)
 
 
-def _card(folder: Path) -> str | None:
-    """The README.md of a local folder."""
-    path = folder / "README.md"
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+def _settings(path: str) -> ClusterConfig:
+    try:
+        return ClusterConfig.load(path)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ConfigError(f"--config {path} cannot be read as JSON: {error}.") from error
 
 
-def _tokenizer(options: argparse.Namespace, model: Any) -> Any:
-    """The tokenizer beside the model, None where there is none or the model carries its own."""
+@contextmanager
+def _load_errors(model: str) -> Iterator[None]:
+    """Whatever keeps a checkpoint from being loaded, in one sentence."""
+    try:
+        yield
+    except BertClusterError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        raise LoadError(f"{model} cannot be loaded: {said}.") from error
+
+
+def _card(folder: Path, repo_id: str) -> str | None:
+    """The README.md of a local folder; a heading that is the folder's name becomes that of the repository."""
+    path = folder / README
+    if not path.exists():
+        return None
+    return read_card(path).replace(f"\n# {folder.resolve().name}\n", f"\n# {repo_id.split('/')[-1]}\n", 1)
+
+
+def _tokenizer(place: str, model: Any, hub: Mapping[str, Any]) -> Any:
+    """The tokenizer beside the model, None where there is none (transformers would make one up) or the model carries it."""
     if not isinstance(model, transformers.PreTrainedModel):
         return None
-    if Path(options.model).is_dir() and not any(Path(options.model).glob("token*")):
+    if all(optional_file(place, name, hub) is None for name in _TOKENIZER_FILES):
         return None
-    return transformers.AutoTokenizer.from_pretrained(options.model, token=options.token)
+    return transformers.AutoTokenizer.from_pretrained(place, **hub)

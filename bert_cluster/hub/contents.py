@@ -10,10 +10,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id, yaml_dump
 from torch import nn
 
 from bert_cluster.errors import SaveError
-from bert_cluster.hub import privacy
-from bert_cluster.hub.card import Card, licence_in, write_card
+from bert_cluster.hub import front_matter, privacy
+from bert_cluster.hub.card import Card, comparison, licence_in, section_of, write_card
 from bert_cluster.hub.faults import NETWORK_ERRORS
-from bert_cluster.hub.front_matter import split
 from bert_cluster.hub.kinds import SENTENCE_TRANSFORMERS, Kind, kind_of
 from bert_cluster.hub.results import ResultsLike, TaskResults, benchmark_file, read_results
 from bert_cluster.hub.staging import check_tokenizer, disk_errors, settings_of, stage
@@ -61,25 +60,30 @@ class Contents:
         """README.md: the card that is there, or a new one, with our part in it.
 
         Args:
+            existing: text of the card that is there.
             place: repository or folder that the card names in its code.
 
         Returns:
             What could not be filled in.
         """
         own_card = existing if existing is not None else self._own_card()
-        base_model = self._base_model(place)
-        has_base = base_model is not None or _has(own_card, "base_model")
-        licence = None if base_model is None or _has(own_card, "license") else self._licence(base_model)
+        unix = None if own_card is None else own_card.replace("\r\n", "\n")
+        there = front_matter.parsed(front_matter.split(unix or "")[0])
+        base_model = self._base_model(there.get("base_model"), place)
+        licence = self._licence(base_model) if base_model is not None and there.get("license") is None else {}
         has_tokenizer = self.tokenizer is not None or self.kind.library == SENTENCE_TRANSFORMERS
         card = Card(self.kind, place, revision, has_tokenizer, base_model, licence, self.results, self.plots())
-        text = write_card(card, own_card)
-        privacy.check_text(README, text, self.secrets(), paths=existing is None)
+        privacy.check_paths(README, section_of(card))
+        text = write_card(card, unix)
+        privacy.check_tokens(README, text, self.secrets())
+        if unix != own_card:
+            text = text.replace("\n", "\r\n")
         with disk_errors(folder):
-            (folder / README).write_text(text, encoding="utf-8")
+            (folder / README).write_bytes(text.encode("utf-8"))
         notes = []
-        if not has_base:
+        if base_model is None:
             notes.append("The card names no base_model: the model was not loaded from a repository. Give base_model.")
-        if licence is None and not _has(own_card, "license"):
+        if not licence and there.get("license") is None:
             notes.append("The card names no license: that of the base model could not be read. Add one to README.md.")
         if not has_tokenizer:
             notes.append(
@@ -103,19 +107,33 @@ class Contents:
         text = getattr(self.kind.model, "_model_card_text", None)
         return text if isinstance(text, str) and text.strip() else None
 
-    def _base_model(self, place: str) -> str | None:
+    def _base_model(self, on_card: Any, place: str) -> str | None:
+        """The one that was given, else the one on the card, else where the model was loaded from."""
         if self.base_model is not None:
             return self.base_model
-        name = getattr(self.kind.encoder.config, "_name_or_path", None)
-        if not name or name == place or privacy.is_local_path(name) or not _is_repo_id(name):
+        written = next(iter(front_matter.listed(on_card)), None)
+        name = written or getattr(self.kind.encoder.config, "_name_or_path", None)
+        if not isinstance(name, str) or name == place or privacy.is_local_path(name) or not _is_repo_id(name):
             return None
-        return str(name)
+        return name
 
-    def _licence(self, base_model: str) -> str | None:
+    def _licence(self, base_model: str) -> dict[str, Any]:
         try:
-            return licence_in(Path(hf_hub_download(base_model, README, token=self.token)).read_text(encoding="utf-8"))
+            return licence_in(read_card(Path(hf_hub_download(base_model, README, token=self.token))))
         except (OSError, ValueError, *NETWORK_ERRORS):  # a card is no reason to fail: the note tells
-            return None
+            return {}
+
+
+def read_card(path: Path) -> str:
+    """The text of a README.md with its line ends, without a byte order mark.
+
+    Raises:
+        SaveError: it is no file, or not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except (UnicodeDecodeError, IsADirectoryError) as error:
+        raise SaveError(f"{path.name} is not UTF-8 text: {error}. Repair or remove it.") from error
 
 
 def check_contents(
@@ -135,7 +153,7 @@ def check_contents(
     kind = kind_of(model)
     check_tokenizer(kind, tokenizer)
     check_base_model(base_model)
-    read = read_results(results, settings_of(kind))
+    read = read_results(results, settings_of(kind), comparison)
     file = None if benchmark is None else benchmark_file(benchmark, read)
     return Contents(kind, tokenizer, read, base_model, file, card, token)
 
@@ -158,8 +176,3 @@ def _is_repo_id(name: str) -> bool:
     except HFValidationError:
         return False
     return True
-
-
-def _has(card: str | None, key: str) -> bool:
-    lines = split(card or "")[0].splitlines()
-    return any(line.startswith(f"{key}:") and line.removeprefix(f"{key}:").strip(" '\"") for line in lines)

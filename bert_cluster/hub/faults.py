@@ -21,8 +21,10 @@ NETWORK_ERRORS: Any = (HTTPError, ConnectionError, TimeoutError)
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 1.0
 LONGEST_PAUSE_SECONDS = 300.0
-_BUSY = (408, 429, 500, 502, 503, 504)
-MOVED = (409, 412)  # the branch has another head than the commit was made for
+BUSY = (408, 429, 500, 502, 503, 504)
+MOVED = (409, 412)  # the branch has another head than the commit was made for, or somebody commits right now
+
+_LOG_IN = "Log in with `hf auth login`, set HF_TOKEN, or give token=."
 
 Result = TypeVar("Result")
 
@@ -42,15 +44,12 @@ def status_of(error: BaseException) -> int | None:
 
 def may_pass(error: BaseException) -> bool:
     """Whether the same request may succeed later: the server was busy, or the connection broke."""
-    if isinstance(error, OfflineModeIsEnabled | LocalTokenNotFoundError):
-        return False
     status = status_of(error)
-    if status is not None:
-        return status in _BUSY
-    return _from_network(error)
+    return is_from_network(error) if status is None else status in BUSY
 
 
-def _from_network(error: BaseException | None) -> bool:
+def is_from_network(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, is of the network or of the Hub."""
     while error is not None:
         if isinstance(error, NETWORK_ERRORS):
             return not isinstance(error, OfflineModeIsEnabled)
@@ -58,22 +57,27 @@ def _from_network(error: BaseException | None) -> bool:
     return False
 
 
-def retried(call: Callable[[], Result], landed: Callable[[], Result | None] = lambda: None) -> Result:
+def retried(
+    call: Callable[[], Result],
+    landed: Callable[[], Result | None] = lambda: None,
+    also: tuple[int, ...] = (),
+) -> Result:
     """Call, and call again where that may help: up to `ATTEMPTS` times, after the time that the server asks for.
 
     Args:
         landed: asked after every failure, before the call is repeated: the call's result if it succeeded after all and
             only its answer was lost.
+        also: statuses besides `BUSY` after which the call is repeated.
     """
     for attempt in range(ATTEMPTS):
         try:
             return call()
         except Exception as error:
-            pause = pause_seconds(error, attempt)
-            if not may_pass(error):
+            if not may_pass(error) and status_of(error) not in also:
                 raise
             if (result := landed()) is not None:
                 return result
+            pause = pause_seconds(error, attempt)
             if attempt == ATTEMPTS - 1 or pause > LONGEST_PAUSE_SECONDS:
                 raise
             time.sleep(pause)
@@ -82,72 +86,68 @@ def retried(call: Callable[[], Result], landed: Callable[[], Result | None] = la
 
 def pause_seconds(error: BaseException, attempt: int) -> float:
     """How long to wait before the next attempt: what Retry-After or RateLimit says, else 1, 2, 4, 8 seconds."""
-    usual = FIRST_PAUSE_SECONDS * 2**attempt
     answer = answer_of(error)
     headers = {} if answer is None else answer.response.headers
     asked = re.fullmatch(r"\s*(\d+)\s*", headers.get("Retry-After", "")) or re.search(
         r"\bt=(\d+)", headers.get("RateLimit", "")
     )
-    return usual if asked is None else float(asked[1])
+    return FIRST_PAUSE_SECONDS * 2**attempt if asked is None else float(asked[1])
 
 
 def first_cause(error: BaseException) -> str:
     """The error that all others were raised from or while handling, in one line."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    return " ".join((str(error) or type(error).__name__).split()).rstrip(".")
+    return _line(str(error) or type(error).__name__)
 
 
 def explain(error: BaseException, repo_id: str, endpoint: str) -> str:
     """What happened and what to do, in two sentences."""
     answer = answer_of(error)
-    status, said = status_of(error), _said(error, answer)
+    said = _line(
+        (error is answer and answer is not None and answer.server_message) or str(error) or type(error).__name__
+    )
     if isinstance(error, OfflineModeIsEnabled):
         return "The environment says to stay offline (HF_HUB_OFFLINE=1). Unset it to reach the Hub."
     if isinstance(error, LocalTokenNotFoundError):
-        return "No Hub token was found. Log in with `hf auth login`, set HF_TOKEN, or give token=."
+        return f"Nobody is logged in. {_LOG_IN}"
+    if answer is not None:
+        return _explain_answer(answer, int(answer.response.status_code), said, repo_id, endpoint)
+    if not is_from_network(error):
+        return f"The upload failed on this side ({type(error).__name__}: {said}; {first_cause(error)})."
+    return f"The connection to {endpoint} failed ({said}). Check the network, then try again."
+
+
+def _explain_answer(answer: HfHubHTTPError, status: int, said: str, repo_id: str, endpoint: str) -> str:
     if isinstance(answer, GatedRepoError):
         return (
             f"{repo_id} is gated, and this token has no access to it ({said}). Ask for access on {endpoint}/{repo_id}."
         )
-    if isinstance(answer, RepositoryNotFoundError):
+    if isinstance(answer, RevisionNotFoundError):
+        return f"{repo_id} has no branch of this name ({status}: {said}). Check revision: it names a branch, and a pull request needs one that exists."
+    if isinstance(answer, RepositoryNotFoundError) or status == 404:
         return (
             f"There is no repository {repo_id}, or the token cannot see it ({status}: {said}). Check its name, and for a private "
             f"one the token: `hf auth login`, HF_TOKEN or token=."
         )
+    if status == 401 and "authorization" not in answer.response.request.headers:
+        return f"Nobody is logged in (401: {said}). {_LOG_IN}"
     if status == 401:
-        return f"The Hub does not accept the token (401: {said}). Log in with `hf auth login`, set HF_TOKEN, or give token=."
+        return f"The Hub does not accept the token (401: {said}). {_LOG_IN}"
     if status == 403:
         return (
-            f"The token may not write to {repo_id} (403: {said}). Use a token with the role write of somebody who may, push to a "
-            f"repository of your own, or propose the change with create_pr=True."
+            f"The token may not write to {repo_id} (403: {said}). Use a token with the role write of somebody who may, or a "
+            f"repository of your own; a change to an existing one can be proposed with create_pr=True."
         )
-    if isinstance(answer, RevisionNotFoundError):
-        return f"{repo_id} has no such revision (404: {said}). Check revision; a pull request needs one that exists."
     if status in MOVED:
-        return f"{repo_id} has moved: somebody else committed while this push ran ({status}: {said}). Push again."
+        return f"{repo_id} is being changed by somebody else ({status}: {said}). Try again later."
     if status == 429:
-        pause = pause_seconds(error, ATTEMPTS)
-        return f"The Hub has had too many requests from you (429: {said}). Wait {pause:.0f} seconds, then push again."
-    if status is not None and status >= 500:
-        return f"The Hub has a fault of its own ({status}: {said}), after {ATTEMPTS} attempts. Push again later."
-    if status is not None:
-        return f"The Hub refused ({status}: {said}). Correct that, then push again."
-    if not _from_network(error):
-        return f"The upload failed on this side ({_chain(error)})."
-    return f"The connection to {endpoint} failed ({said}). Check the network, then push again."
+        pause = pause_seconds(answer, ATTEMPTS)
+        return f"The Hub has had too many requests from you (429: {said}). Wait {pause:.0f} seconds, then try again."
+    if status >= 500:
+        return f"The Hub has a fault of its own ({status}: {said}), after {ATTEMPTS} attempts. Try again later."
+    return f"The Hub refused ({status}: {said}). Correct that, then try again."
 
 
-def _chain(error: BaseException | None) -> str:
-    """An error and what it was raised from."""
-    words = []
-    while error is not None:
-        words.append(f"{type(error).__name__}: {' '.join(str(error).split())}")
-        error = error.__cause__
-    return ", from ".join(words)
-
-
-def _said(error: BaseException, answer: HfHubHTTPError | None) -> str:
-    """The server's own words, or those of the error, in one line."""
-    words = (error is answer and answer is not None and answer.server_message) or str(error) or type(error).__name__
-    return " ".join(words.split()).rstrip(".")
+def _line(text: str) -> str:
+    return " ".join(text.split()).rstrip(".")

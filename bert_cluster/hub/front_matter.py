@@ -10,6 +10,7 @@ from huggingface_hub.utils import yaml_dump
 
 from bert_cluster.errors import SaveError
 
+INDEX = "model-index"
 _BLOCK = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?(?:\n|\Z)", re.DOTALL | re.MULTILINE)
 
 
@@ -34,24 +35,32 @@ def merged(yaml_text: str, ours: Mapping[str, Any], results: Sequence[EvalResult
     Raises:
         SaveError: what is there is no YAML, or no mapping.
     """
-    there = _parsed(yaml_text)
+    there = parsed(yaml_text)
     changes: dict[str, Any] = {}
     for key, value in ours.items():
         old = there.get(key)
         if isinstance(value, list):
-            wanted = _listed(old) + [item for item in value if item not in _listed(old)]
+            wanted = listed(old) + [item for item in value if item not in listed(old)]
         else:
             wanted = value if old is None else old
         if wanted != old and wanted != []:
             changes[key] = wanted
-    index = _model_index(there.get("model-index"), results, model_name)
-    if index != (there.get("model-index") or []):
-        changes["model-index"] = index
+    index = _model_index(there.get(INDEX), results, model_name)
+    if index != listed(there.get(INDEX)):
+        changes[INDEX] = index
+    return replaced(yaml_text, changes)
+
+
+def replaced(yaml_text: str, changes: Mapping[str, Any]) -> str:
+    """Front matter with these values, whatever was there; a key whose value is an empty list is taken out."""
     text = yaml_text.rstrip("\n")
     for key, value in changes.items():
         text = _with_key(text, key, value)
-    if not _holds(text, {**there, **changes}):  # an unusual layout, such as a list in brackets over several lines
-        text = _written({**there, **changes})
+    wanted = {
+        key: value for key, value in {**parsed(yaml_text), **changes}.items() if value != [] or key not in changes
+    }
+    if not _holds(text, wanted):  # an unusual layout, such as a list in brackets over several lines
+        text = _written(wanted)
     return text.strip("\n")
 
 
@@ -66,7 +75,12 @@ def _written(content: Mapping[str, Any]) -> str:
     return yaml_dump(dict(content), sort_keys=False, line_break="\n").rstrip("\n")
 
 
-def _parsed(yaml_text: str) -> dict[str, Any]:
+def parsed(yaml_text: str) -> dict[str, Any]:
+    """The keys and values of a front matter.
+
+    Raises:
+        SaveError: it is no YAML, or no mapping.
+    """
     try:
         content = yaml.safe_load(yaml_text) if yaml_text.strip() else {}
     except yaml.YAMLError as error:
@@ -82,15 +96,16 @@ def _parsed(yaml_text: str) -> dict[str, Any]:
     return content or {}
 
 
-def _listed(value: Any) -> list[Any]:
+def listed(value: Any) -> list[Any]:
+    """A value that may be one or a list of them, as a list."""
     if value is None:
         return []
     return list(value) if isinstance(value, list) else [value]
 
 
 def _with_key(yaml_text: str, key: str, value: Any) -> str:
-    """The text with one top-level key replaced, or appended."""
-    written = _written({key: value}).split("\n")
+    """The text with one top-level key replaced or appended; taken out where the value is an empty list."""
+    written = [] if value == [] else _written({key: value}).split("\n")
     lines = yaml_text.split("\n") if yaml_text.strip() else []
     start = next(
         (number for number, line in enumerate(lines) if re.match(rf"[\"']?{re.escape(key)}[\"']?\s*:", line)), None
@@ -104,20 +119,32 @@ def _with_key(yaml_text: str, key: str, value: Any) -> str:
 
 
 def _model_index(old: Any, results: Sequence[EvalResult], model_name: str) -> list[Any]:
-    """The models of `model-index`: what is there without our results, and ours, under the first model's name."""
-    models = [_without_ours(model) for model in _listed(old) if isinstance(model, dict)]
-    name = models[0].get("name", model_name) if models else model_name
-    new = eval_results_to_model_index(name, list(results))[0]["results"] if results else []
-    if not models:
-        return [{"name": name, "results": new}] if new else []
-    first = {**models[0], "results": [*(models[0].get("results") or []), *new]}
-    return [model for model in (first, *models[1:]) if model.get("results") or model.get("name") != model_name]
+    """The models of `model-index`: what is there without our results, and ours under the first name of what is left."""
+    models = [_without_ours(model) for model in listed(old)]
+    left = [model for model in models if not isinstance(model, dict) or model.get("results")]
+    if not results:
+        return left
+    name = left[0].get("name", model_name) if left and isinstance(left[0], dict) else model_name
+    new = eval_results_to_model_index(name, list(results))[0]["results"]
+    if not left or not isinstance(left[0], dict):
+        return [{"name": name, "results": new}, *left]
+    return [{**left[0], "results": [*listed(left[0].get("results")), *new]}, *left[1:]]
 
 
-def _without_ours(model: dict[str, Any]) -> dict[str, Any]:
+def _without_ours(model: Any) -> Any:
+    """A model of `model-index` without the results that carry our argument; what has another form stays as it is."""
+    if not isinstance(model, dict):
+        return model
     kept = []
-    for result in model.get("results") or []:
-        metrics = [metric for metric in result.get("metrics") or [] if "attention" not in (metric.get("args") or {})]
-        if metrics or not result.get("metrics"):
-            kept.append({**result, "metrics": metrics} if "metrics" in result else result)
+    for result in listed(model.get("results")):
+        metrics = result.get("metrics") if isinstance(result, dict) else None
+        if not isinstance(metrics, list):
+            kept.append(result)
+        elif theirs := [metric for metric in metrics if not _is_ours(metric)]:
+            kept.append({**result, "metrics": theirs})
     return {**model, "results": kept}
+
+
+def _is_ours(metric: Any) -> bool:
+    arguments = metric.get("args") if isinstance(metric, dict) else None
+    return isinstance(arguments, dict) and "attention" in arguments

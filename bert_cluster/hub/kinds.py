@@ -21,8 +21,9 @@ TASKS = {
     "ForMultipleChoice": "multiple-choice",
     "ForMaskedLM": "fill-mask",
 }
+ENCODER = "feature-extraction"
 # The task on the Hub -> the class of transformers that loads a model for it.
-AUTO_CLASSES = {task: f"Auto{'Model' + end}" for end, task in TASKS.items()} | {"feature-extraction": "AutoModel"}
+AUTO_CLASSES = {task: f"AutoModel{end}" for end, task in TASKS.items()} | {ENCODER: "AutoModel"}
 # The same for classes of sentence-transformers, which are known by name: the package is optional.
 SENTENCE_CLASSES = {"sentence-similarity": "SentenceTransformer", "text-ranking": "CrossEncoder"}
 
@@ -36,21 +37,21 @@ class Kind:
         encoder: the patched transformers model in it.
         library: "transformers" or "sentence-transformers".
         loader: name of the class of that library that loads it, such as "AutoModelForQuestionAnswering".
-        task: its pipeline tag on the Hub.
+        task: its pipeline tag on the Hub, None where the Hub has none for its head.
     """
 
     model: Any
     encoder: PreTrainedModel
     library: str
     loader: str
-    task: str
+    task: str | None
 
 
 def kind_of(model: nn.Module) -> Kind:
     """Tell what a patched model is saved as.
 
     Raises:
-        SaveError: a model with adapters, or a module that no library can load again.
+        SaveError: a model with adapters, or one that no library can load again.
         NotPatchedError: it is not patched, or only a part of it is.
         UnsupportedModelError: it holds no transformers model, or several.
     """
@@ -58,26 +59,40 @@ def kind_of(model: nn.Module) -> Kind:
     _refuse_adapters(model)
     encoder = encoder_of(model)
     _require_patched(model, encoder)
+    _refuse_foreign(encoder)
     if isinstance(model, PreTrainedModel):
-        architecture = type(model).__name__
-        end = next((end for end in TASKS if architecture.endswith(end)), None)
-        task = "feature-extraction" if end is None else TASKS[end]
-        return Kind(model, encoder, TRANSFORMERS, _auto_class(architecture, AUTO_CLASSES[task]), task)
-    names = [each.__name__ for each in type(model).__mro__ if each.__module__.startswith("sentence_transformers.")]
-    for task, name in SENTENCE_CLASSES.items():
-        if name in names:
-            return Kind(model, encoder, SENTENCE_TRANSFORMERS, name, task)
-    raise SaveError(
-        f"{type(model).__name__} is no model that transformers or sentence-transformers loads again. Save the "
-        f"{type(encoder).__name__} in it, or a SentenceTransformer or CrossEncoder around it."
-    )
+        return Kind(model, encoder, TRANSFORMERS, *_loader_and_task(model))
+    name = _sentence_class(model)
+    if name is None:
+        raise SaveError(
+            f"{type(model).__name__} is no model that transformers or sentence-transformers loads again. Save the "
+            f"{type(encoder).__name__} in it, or a SentenceTransformer or CrossEncoder around it."
+        )
+    task = next((task for task, one in SENTENCE_CLASSES.items() if one == name), None)
+    if name == "CrossEncoder" and getattr(model, "num_labels", 1) != 1:
+        task = "text-classification"  # as sentence-transformers itself has it
+    return Kind(model, encoder, SENTENCE_TRANSFORMERS, name, task)
 
 
-def _auto_class(architecture: str, usual: str) -> str:
-    """The Auto class of an architecture: by its ending where transformers has one, such as ForPreTraining."""
-    position = architecture.rfind("For")
-    own = f"AutoModel{architecture[position:]}" if position > 0 else usual
-    return own if hasattr(transformers, own) else usual
+def _loader_and_task(model: PreTrainedModel) -> tuple[str, str | None]:
+    architecture = type(model).__name__
+    for end, task in TASKS.items():
+        if architecture.endswith(end):
+            return AUTO_CLASSES[task], task
+    if model.base_model is model:
+        return AUTO_CLASSES[ENCODER], ENCODER
+    own = f"AutoModel{architecture[architecture.find('For') :]}" if "For" in architecture else ""
+    return (own if hasattr(transformers, own) else architecture), None
+
+
+def _sentence_class(model: nn.Module) -> str | None:
+    """The class of sentence-transformers that a model is an instance of, None for all other models."""
+    for each in type(model).__mro__:
+        if each.__module__.startswith("sentence_transformers."):
+            import sentence_transformers
+
+            return each.__name__ if hasattr(sentence_transformers, each.__name__) else None
+    return None
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -103,15 +118,23 @@ def _refuse_adapters(model: nn.Module) -> None:
         )
 
 
+def _refuse_foreign(encoder: PreTrainedModel) -> None:
+    """A subclass of the user's, or remote code: whoever loads it with transformers alone would get another model."""
+    name = type(encoder).__name__
+    if getattr(transformers, name, None) is not type(encoder):
+        raise SaveError(
+            f"{name} (of {type(encoder).__module__}) is no class of transformers, so nobody else could load it again. Save a "
+            f"model whose class is one of transformers."
+        )
+
+
 def _require_patched(model: nn.Module, encoder: PreTrainedModel) -> None:
     if is_patched(encoder):
         return
-    part = next(
-        (name for name, each in encoder.named_modules() if isinstance(each, PreTrainedModel) and is_patched(each)), None
-    )
-    if part is not None:
+    parts = [name for name, each in encoder.named_modules() if isinstance(each, PreTrainedModel) and is_patched(each)]
+    if parts:
         raise NotPatchedError(
-            f"Of this {type(model).__name__} only its part {part!r} is patched, and a loaded model is patched as a whole. Call "
+            f"Of this {type(model).__name__} only its part {parts[0]!r} is patched, and a loaded model is patched as a whole. Call "
             f"bert_cluster.unpatch on the part and bert_cluster.patch on the model, then save it."
         )
     raise NotPatchedError(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,19 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 
 from bert_cluster.config import ClusterConfig
 from bert_cluster.errors import BertClusterError, SaveError
+from bert_cluster.hub.kinds import ENCODER
 
 FULL = "full"
 FILE = "all_results.json"
 PLOT = "plot.png"
 SCHEMA, SCHEMA_VERSION = "bert_cluster.evaluation", 1
 
-# Task -> the data set on the Hub and its configuration; GLUE's are configurations of one.
-_SQUAD = {"squad": "rajpurkar/squad", "squad_v2": "rajpurkar/squad_v2"}
-_GLUE = "nyu-mll/glue"
+_GLUE = "nyu-mll/glue"  # one data set with a configuration for each task
+_SECOND = "_mm"  # end of the scores of MNLI's mismatched part
 # Scores whose type on the Hub, as `evaluate` has it, is named otherwise.
-_METRIC_TYPES = {"exact": "exact_match", "pearson": "pearsonr", "combined_score": "combined_score"}
-_NAMED = re.compile(r"[\w][\w.-]*/[\w][\w.-]*")
+_METRIC_TYPES = {"exact": "exact_match", "pearson": "pearsonr"}
+_NAMED = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_DATA_FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
 
 ResultsLike = Mapping[str, Any] | str | Path
 
@@ -47,20 +48,31 @@ class TaskResults:
         return str(self.data["task"]["title"])
 
     @property
-    def dataset(self) -> str:
-        """The task's data set on the Hub."""
-        return _SQUAD.get(self.data["task"]["name"], _GLUE)
+    def dataset(self) -> str | None:
+        """The data set on the Hub that the examples came from, None where they came from a file."""
+        first = self._sources[0].split(" ")[0]
+        return first if _is_on_hub(first) else None
 
     @property
     def configuration(self) -> str | None:
-        """Its configuration there, None for data sets with one."""
-        return None if self.data["task"]["name"] in _SQUAD else str(self.data["task"]["name"])
+        """The data set's configuration on the Hub, None where it has one only, or where there is no such data set."""
+        return str(self.data["task"]["name"]) if self.dataset == _GLUE else None
+
+    def split(self, score: str) -> str | None:
+        """The split that a score is of, None where the examples came from a file; scores of MNLI's second part end in _mm."""
+        if self.dataset is None:
+            return None
+        source = self._sources[-1 if score.endswith(_SECOND) else 0].split(" ")
+        return source[-1] if len(source) > 1 else None
 
     @property
     def source(self) -> str:
         """Where the examples came from: a name on the Hub, or of a file without the folders it lay in."""
-        places = str(self.data["data"]["source"]).split(", ")
-        return ", ".join(_without_folders(place) for place in places)
+        return ", ".join(_without_folders(place) for place in self._sources)
+
+    @property
+    def _sources(self) -> list[str]:
+        return str(self.data["data"]["source"]).split(", ")
 
     @property
     def shown(self) -> dict[str, Mapping[str, Any]]:
@@ -73,18 +85,21 @@ class TaskResults:
         return value if self.data["task"]["score_unit"] == "percent" else 100 * value
 
 
-def read_results(given: ResultsLike | Sequence[ResultsLike] | None, settings: ClusterConfig) -> list[TaskResults]:
+def read_results(
+    given: ResultsLike | Sequence[ResultsLike] | None, settings: ClusterConfig, show: Callable[[TaskResults], Any]
+) -> list[TaskResults]:
     """Read what the evaluation commands wrote.
 
     Args:
         given: an all_results.json, its folder, its content, or several of them.
         settings: the model's; each file must have measured them.
+        show: what will be done with the results; a file that it cannot do it with is damaged.
 
     Raises:
         SaveError: no such file, another schema, results of other settings only, or a task twice.
     """
     several = [given] if isinstance(given, str | Path | Mapping) else list(given or ())
-    read = [_read(one, settings) for one in several]
+    read = [_read(one, settings, show) for one in several]
     titles = [one.title for one in read]
     twice = next((title for title in titles if titles.count(title) > 1), None)
     if twice is not None:
@@ -92,7 +107,7 @@ def read_results(given: ResultsLike | Sequence[ResultsLike] | None, settings: Cl
     return read
 
 
-def _read(given: ResultsLike, settings: ClusterConfig) -> TaskResults:
+def _read(given: ResultsLike, settings: ClusterConfig, show: Callable[[TaskResults], Any]) -> TaskResults:
     if isinstance(given, Mapping):
         name, data, plot = "results", given, None
     else:
@@ -112,7 +127,9 @@ def _read(given: ResultsLike, settings: ClusterConfig) -> TaskResults:
         return TaskResults(
             data, _own_method(name, data["methods"], settings), plot if plot and plot.is_file() else None
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, SaveError):
+            raise
         raise SaveError(f"{name} is damaged: {type(error).__name__} {error}. Evaluate again.") from error
 
 
@@ -153,23 +170,27 @@ def _settings_text(config: ClusterConfig) -> str:
 
 
 def _without_folders(place: str) -> str:
-    words = place.split(" ")  # "owner/name configuration split", or a file
-    return place if _NAMED.fullmatch(words[0]) and not Path(place).exists() else Path(place).name
+    return place if _is_on_hub(place.split(" ")[0]) else Path(place).name  # "owner/name configuration split", or a file
 
 
-def eval_results(results: Sequence[TaskResults], task: str) -> list[EvalResult]:
+def _is_on_hub(name: str) -> bool:
+    return _NAMED.fullmatch(name) is not None and not name.endswith(_DATA_FILES) and not Path(name).exists()
+
+
+def eval_results(results: Sequence[TaskResults], task: str | None) -> list[EvalResult]:
     """The results as entries of a card's `model-index`: every score, of full attention and of the model's own.
 
     Args:
-        task: pipeline tag of the model.
+        task: pipeline tag of the model, None for a model without.
     """
     return [
         EvalResult(
-            task_type=task,
-            dataset_type=one.dataset,
+            task_type=task or ENCODER,
+            dataset_type=one.dataset or one.source,
             dataset_name=f"{one.title}, {one.data['data']['examples']:,} examples",
             dataset_config=one.configuration,
-            metric_type=_METRIC_TYPES.get(score.removesuffix("_mm"), score.removesuffix("_mm")),
+            dataset_split=one.split(score),
+            metric_type=_METRIC_TYPES.get(score.removesuffix(_SECOND), score.removesuffix(_SECOND)),
             metric_name=f"{score}, {method} attention",
             metric_value=round(one.points(value), 4),
             metric_args={"attention": method},
@@ -188,7 +209,7 @@ def split_benchmark(benchmark: str) -> tuple[str, str]:
         SaveError: another form.
     """
     dataset, _, task = benchmark.partition(":")
-    if not task or not _NAMED.fullmatch(dataset):
+    if not re.fullmatch(r"[\w.-]+", task) or not _NAMED.fullmatch(dataset):
         raise SaveError(f"benchmark must be DATASET:TASK, such as owner/name:default, got {benchmark!r}.")
     return dataset, task
 
@@ -211,10 +232,15 @@ def benchmark_file(benchmark: str, results: Sequence[TaskResults]) -> tuple[str,
         )
     one = scored[0]
     score = one.data["task"]["primary_scores"][0]
+    value = one.data["methods"][one.method]["scores"].get(score)
+    if value is None:
+        raise SaveError(
+            f"benchmark {benchmark} needs the score {score}, which is not defined in {one.title}'s results. Leave benchmark out."
+        )
     entry = EvalResultEntry(
         dataset_id=dataset,
         task_id=task,
-        value=round(one.points(one.data["methods"][one.method]["scores"][score]), 4),
+        value=round(one.points(value), 4),
         notes=f"{score} with {one.method} attention of bert-cluster, {one.data['data']['examples']:,} examples, no fine-tuning",
     )
     return f".eval_results/bert-cluster-{dataset.replace('/', '--')}--{task}.yaml", eval_result_entries_to_yaml([entry])

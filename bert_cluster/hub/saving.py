@@ -4,7 +4,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from typing import Any
 from torch import nn
 
 from bert_cluster.errors import SaveError
-from bert_cluster.hub.contents import README, check_contents
+from bert_cluster.hub.contents import README, check_contents, read_card
+from bert_cluster.hub.kinds import SENTENCE_TRANSFORMERS, Kind
 from bert_cluster.hub.results import ResultsLike
 from bert_cluster.hub.staging import disk_errors
 
@@ -20,6 +21,10 @@ from bert_cluster.hub.staging import disk_errors
 REPLACED = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?|bert-cluster-[^/]+\.png|\.eval_results/bert-cluster-[^/]+\.yaml"
 )
+
+
+# File -> what a folder with it is loaded as, whatever else is in it.
+_OTHER_KINDS = {"adapter_config.json": "a PEFT adapter", "modules.json": "a model of sentence-transformers"}
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ def save_pretrained(
     if place.exists() and not place.is_dir():
         raise SaveError(f"{place} is a file. Give a folder.")
     contents = check_contents(model, tokenizer, results, base_model, benchmark)
-    existing = _read(place / README)
+    existing = read_card(place / README) if (place / README).exists() else None
+    refuse_other_kinds(str(place), contents.kind, [path.name for path in place.glob("*.json")])
     name = place.resolve().name
     with disk_errors(place):
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -78,18 +84,28 @@ def save_pretrained(
         shutil.rmtree(beside, ignore_errors=True)
 
 
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except UnicodeDecodeError as error:
-        raise SaveError(f"{path} is not UTF-8 text: {error}. Repair or remove it.") from error
+def refuse_other_kinds(place: str, kind: Kind, files: Iterable[str]) -> None:
+    """Refuse a place whose files make a loader take the new model for something else.
+
+    Raises:
+        SaveError: it names the file.
+    """
+    for name in files:
+        if name in _OTHER_KINDS and not (name == "modules.json" and kind.library == SENTENCE_TRANSFORMERS):
+            raise SaveError(
+                f"{place} holds {_OTHER_KINDS[name]} ({name}), and a {type(kind.model).__name__} beside it would be loaded as that. "
+                f"Choose another place, or remove that file there first."
+            )
 
 
 def _move(beside: Path, place: Path) -> tuple[str, ...]:
     """Rename every file into the folder; then remove what must not stay of an earlier save."""
     files = tuple(sorted(path.relative_to(beside).as_posix() for path in beside.rglob("*") if path.is_file()))
+    in_the_way = next((name for name in files if (place / name).is_dir()), None)
+    if in_the_way is not None:
+        raise SaveError(
+            f"{place / in_the_way} is a folder, and a file of this name is to be saved there. Move it away."
+        )
     with disk_errors(place):
         for name in files:
             (place / name).parent.mkdir(parents=True, exist_ok=True)

@@ -13,8 +13,6 @@ from bert_cluster.hub import privacy
 from bert_cluster.hub.kinds import SENTENCE_TRANSFORMERS, Kind
 from bert_cluster.patching import stored_settings
 
-# A config.json with one of these needs code or a name that plain transformers does not have.
-_FOREIGN = ("auto_map", "_attn_implementation", "attn_implementation")
 # What a full, read-only or forbidden disk answers.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
@@ -27,15 +25,19 @@ def settings_of(kind: Kind) -> ClusterConfig:
 
 
 def check_tokenizer(kind: Kind, tokenizer: Any) -> None:
-    """Refuse what cannot be saved as the model's tokenizer."""
+    """Refuse what cannot be saved as the model's tokenizer.
+
+    Raises:
+        SaveError: no tokenizer or processor of transformers, or one beside a model that carries its own.
+    """
     if tokenizer is None:
         return
     if kind.library == SENTENCE_TRANSFORMERS:
         raise SaveError(f"A {kind.loader} carries its tokenizer and saves it. Leave tokenizer out.")
-    if not hasattr(tokenizer, "save_pretrained"):
+    if not hasattr(tokenizer, "save_pretrained") or not type(tokenizer).__module__.startswith("transformers."):
         raise SaveError(
             f"tokenizer must be a tokenizer or processor of transformers, got {type(tokenizer).__name__}. Load it with "
-            f"AutoTokenizer.from_pretrained."
+            f"AutoTokenizer.from_pretrained, without remote code."
         )
 
 
@@ -43,7 +45,7 @@ def stage(kind: Kind, folder: Path, tokenizer: Any) -> None:
     """Write the model, and its tokenizer if one is given, the way their own libraries do, and clean what they wrote.
 
     Raises:
-        SaveError: the disk is full or cannot be written, or the files would not load with plain transformers.
+        SaveError: the disk is full or cannot be written, or the transformers model is not at the root of what is saved.
     """
     with disk_errors(folder):
         if kind.library == SENTENCE_TRANSFORMERS:
@@ -53,21 +55,20 @@ def stage(kind: Kind, folder: Path, tokenizer: Any) -> None:
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         privacy.clean(folder)
-        _sign(folder / "config.json", settings_of(kind))
+        _sign(folder / "config.json", kind)
 
 
-def _sign(path: Path, settings: ClusterConfig) -> None:
+def _sign(path: Path, kind: Kind) -> None:
     """The settings, and the version of this package that wrote them, in config.json."""
     import bert_cluster
 
-    config = json.loads(path.read_text(encoding="utf-8"))
-    foreign = [key for key in _FOREIGN if key in config]
-    if foreign:
+    if not path.is_file():
         raise SaveError(
-            f"config.json has {', '.join(foreign)}: whoever loads it needs code that is not in transformers. Save a model whose "
-            f"class is one of transformers."
+            f"This {kind.loader} keeps its transformers model in a folder of its own, and the settings belong into the "
+            f"config.json at the root. Save a {kind.loader} whose first module is the transformers model."
         )
-    config[CONFIG_KEY] = {**settings.with_defaults().to_dict(), "library_version": bert_cluster.__version__}
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config[CONFIG_KEY] = {**settings_of(kind).with_defaults().to_dict(), "library_version": bert_cluster.__version__}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -87,7 +87,7 @@ def test_glue_eval_pushes_the_method_that_is_named(
     settings = json.loads(repo.files("fast")["config.json"])["clustered_attention"]
     assert (settings["method"], settings["clusters"]) == ("clustered", 2)
     assert ".eval_results/bert-cluster-owner--pairs--mrpc.yaml" in repo.files("fast")
-    assert "nyu-mll/glue" in repo.files("fast")["README.md"].decode()
+    assert "MRPC, 20 examples" in repo.files("fast")["README.md"].decode()
     assert not any(path.endswith(".png") for path in repo.files("fast"))
 
 
@@ -111,6 +111,10 @@ def test_glue_eval_pushes_the_method_that_is_named(
         (["--push_to_hub", "--hub_base_model", "./mine"], "base_model must be a repository on the Hub"),
         (["--push_to_hub", "--hub_benchmark", "glue"], "benchmark must be DATASET:TASK"),
         (["--push_to_hub", "--hub_token", "hf_expired"], "The Hub does not accept the token (401"),
+        (
+            ["--push_to_hub", "--hub_token", READ_TOKEN],
+            "The token of tester can only read. Use one with the role write.",
+        ),
     ],
 )
 def test_what_cannot_be_pushed_is_refused_before_anything_runs(
@@ -125,13 +129,12 @@ def test_what_cannot_be_pushed_is_refused_before_anything_runs(
 def test_a_push_that_fails_can_be_repeated_by_the_same_command(
     hub: Hub, squad: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    hub.fault("POST", "/commit/", status=403)
     assert squad("--push_to_hub") == 2
     told = capsys.readouterr().err
     assert "squad-eval: error: The token may not write to" in told
     assert f"The results are stored in {tmp_path / 'answers'}: the same command pushes again." in told
     stored = json.loads((tmp_path / "answers" / "all_results.json").read_text())
-    monkeypatch.setenv("HF_TOKEN", WRITE_TOKEN)
     assert squad("--push_to_hub") == 0
     assert json.loads((tmp_path / "answers" / "all_results.json").read_text()) == stored
     assert "model.safetensors" in hub.repos["tester/answers"].files()

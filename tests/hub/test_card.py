@@ -37,13 +37,14 @@ def data_of(card: str) -> ModelCardData:
 
 def test_a_new_card(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
     hub.create("owner/base", {"README.md": "---\nlicense: apache-2.0\n---\n# Base\n"})
+    results["data"]["source"] = "rajpurkar/squad validation"
     pushed = push_to_hub(measured, REPO, results=[results, GLUE], base_model="owner/base")
     data = data_of(card_of(hub))
     assert data.base_model == "owner/base"
     assert data.license == "apache-2.0"
     assert (data.library_name, data.pipeline_tag) == ("transformers", "question-answering")
     assert data.tags == ["bert-cluster", "clustered-attention", "efficient-attention"]
-    assert data.datasets == ["rajpurkar/squad", "nyu-mll/glue"]
+    assert data.datasets == ["rajpurkar/squad"], "the other results are of a file"
     assert [note for note in pushed.notes if "card" in note] == []
     card = card_of(hub)
     assert card.index("# answers") < card.index(BEGIN) < card.index("**no fine-tuning**") < card.index(END)
@@ -80,6 +81,8 @@ def test_the_results_table_says_what_was_measured(
 
 def test_the_model_index(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
     glue = json.loads(GLUE.read_text())
+    results["data"]["source"] = "rajpurkar/squad validation"
+    glue["data"]["source"] = "nyu-mll/glue qnli validation"
     push_to_hub(measured, REPO, results=[results, glue])
     found = data_of(card_of(hub)).eval_results
     assert found is not None
@@ -93,8 +96,34 @@ def test_the_model_index(hub: Hub, measured: BertForQuestionAnswering, results: 
     )
     accuracy = by_name["qnli", "accuracy", "full"]
     assert accuracy.metric_value == pytest.approx(100 * glue["methods"]["full"]["scores"]["accuracy"], abs=1e-3)
-    assert accuracy.dataset_type == "nyu-mll/glue"
+    assert (accuracy.dataset_type, accuracy.dataset_split) == ("nyu-mll/glue", "validation")
     assert len(found) == 6
+
+
+def test_results_on_a_file_are_not_published_as_the_benchmark(
+    hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]
+) -> None:
+    """It may hold anything in the form of SQuAD."""
+    results["data"]["source"] = "/srv/clinic/questions.json"
+    push_to_hub(measured, REPO, results=results)
+    data = data_of(card_of(hub))
+    assert data.datasets is None
+    assert {one.dataset_type for one in data.eval_results or []} == {"questions.json"}
+    assert "rajpurkar" not in card_of(hub) and "/srv" not in card_of(hub)
+
+
+def test_both_parts_of_mnli_are_told_apart(hub: Hub, measured: BertForQuestionAnswering) -> None:
+    glue = json.loads(GLUE.read_text())
+    glue["task"] |= {"name": "mnli", "title": "MNLI"}
+    glue["data"]["source"] = "nyu-mll/glue mnli validation_matched, nyu-mll/glue mnli validation_mismatched"
+    for entry in glue["methods"].values():
+        entry["scores"]["accuracy_mm"] = 0.5
+    push_to_hub(measured, REPO, results=glue)
+    found = [one for one in data_of(card_of(hub)).eval_results or [] if one.metric_args == {"attention": "full"}]
+    assert {(one.metric_type, one.dataset_split) for one in found} == {
+        ("accuracy", "validation_matched"),
+        ("accuracy", "validation_mismatched"),
+    }
 
 
 def test_the_benchmark_file_is_valid(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
@@ -169,17 +198,21 @@ To everybody.
 
 def test_a_card_of_the_user_is_kept(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
     hub.create(REPO, {"README.md": THEIRS})
-    pushed = push_to_hub(measured, REPO, results=results, base_model="owner/base")
+    pushed = push_to_hub(measured, REPO, results=results)
     card = card_of(hub)
     assert "# what I wrote about it\nlicense: mit  # mine\n" in card
     assert "language:\n- en\nbase_model: owner/older\n" in card
+    assert "weights come from [owner/older]" in card
     assert "# My answers\n\nI trained this *myself*.\n\n## Thanks\n\nTo everybody.\n\n" + BEGIN in card
     data = data_of(card)
     assert (data.license, data.base_model) == ("mit", "owner/older")
     assert data.tags == ["answers", "fast", "bert-cluster", "clustered-attention", "efficient-attention"]
     assert data.model_name == "My answers"
-    assert {one.dataset_type for one in data.eval_results or []} == {"me/mine", "rajpurkar/squad"}
+    assert {one.dataset_type for one in data.eval_results or []} == {"me/mine", "squad-dev-slice.json"}
     assert [note for note in pushed.notes if "card" in note] == []
+    push_to_hub(measured, REPO, results=results, base_model="owner/newer")
+    assert data_of(card_of(hub)).base_model == "owner/newer", "what is given now wins"
+    assert "weights come from [owner/newer]" in card_of(hub)
 
 
 def test_only_our_part_is_written_again(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
