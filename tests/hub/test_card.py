@@ -333,3 +333,54 @@ def test_a_folder_keeps_the_card_that_is_there(model: BertForQuestionAnswering, 
     card = (tmp_path / "answers" / "README.md").read_text()
     assert "I trained this *myself*." in card and BEGIN in card
     assert set(saved.files) == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_survived(hub: Hub, model: BertForQuestionAnswering) -> None:
+    before = "\ufeff---\r\nlicense: mit\r\n---\r\n# Mine\r\n\r\nText.\r\n"
+    hub.create(REPO, {"README.md": before})
+    push_to_hub(model, REPO)
+    card = card_of(hub)
+    assert card.startswith("---\r\nlicense: mit\r\nlibrary_name: transformers\r\n")
+    assert "---\r\n# Mine\r\n\r\nText.\r\n\r\n" + BEGIN + "\r\n" in card
+    assert "\n" not in card.replace("\r\n", "")
+    assert push_to_hub(model, REPO).uploaded == ()
+
+
+def test_values_as_lists_are_seen(hub: Hub, model: BertForQuestionAnswering) -> None:
+    hub.create(REPO, {"README.md": "---\nbase_model:\n- owner/base\n'license':\n- mit\n---\n"})
+    pushed = push_to_hub(model, REPO)
+    assert [note for note in pushed.notes if "card" in note] == []
+    assert "weights come from [owner/base]" in card_of(hub)
+    assert data_of(card_of(hub)).base_model == ["owner/base"]
+
+
+def test_a_loaded_model_is_pushed_back_unchanged(hub: Hub, measured: BertForQuestionAnswering) -> None:
+    push_to_hub(measured, REPO, base_model="owner/base")
+    assert push_to_hub(bert_cluster.from_pretrained(REPO), REPO).uploaded == ()
+
+
+def test_a_licence_with_a_name(hub: Hub, model: BertForQuestionAnswering) -> None:
+    licence = "license: other\nlicense_name: my-licence\nlicense_link: LICENSE\n"
+    hub.create("owner/named", {"README.md": f"---\n{licence}---\n"})
+    push_to_hub(model, REPO, base_model="owner/named")
+    assert licence in card_of(hub)
+
+
+def test_an_odd_model_index_is_left_alone(
+    hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]
+) -> None:
+    odd = "model-index:\n- name: a\n  results:\n  - metrics: {f1: 3}\n- nothing\n"
+    hub.create(REPO, {"README.md": f"---\n{odd}---\n# Mine\n"})
+    push_to_hub(measured, REPO)
+    assert odd in card_of(hub)
+    push_to_hub(measured, REPO, results=results)
+    index = yaml.safe_load(card_of(hub).split("---\n")[1])["model-index"]
+    assert index[0]["results"][0] == {"metrics": {"f1": 3}} and index[1] == "nothing"
+
+
+def test_a_folders_name_is_no_title(hub: Hub, tmp_path: Path) -> None:
+    from bert_cluster.cli import main
+
+    save_pretrained(tiny_answerer(), tmp_path / "checkpoint-500")
+    assert main(["push", str(tmp_path / "checkpoint-500"), REPO]) == 0
+    assert "# answers\n" in card_of(hub) and "checkpoint-500" not in card_of(hub)

@@ -396,3 +396,75 @@ def test_the_token_that_is_given_is_the_one_that_is_used(
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
     push_to_hub(model, REPO, token=WRITE_TOKEN)
     assert {request.token for request in hub.log if request.path.startswith("/api/models")} == {WRITE_TOKEN}
+
+
+def test_a_branch_that_somebody_else_uses_is_not_removed(hub: Hub, model: BertForQuestionAnswering) -> None:
+    """It was made for this push, and a commit of theirs came first."""
+    repo = hub.create(REPO)
+    theirs = {"theirs.txt": hub.file("theirs.txt", b"2")}
+    hub.fault("POST", COMMIT, call=lambda: repo.add("faster", theirs) and None)
+    with pytest.raises(HubError, match="has moved.*Nothing was changed on the Hub"):
+        push_to_hub(model, REPO, revision="faster")
+    assert repo.files("faster") == {"theirs.txt": b"2"}
+
+
+def test_a_branch_that_somebody_else_makes_first(hub: Hub, model: BertForQuestionAnswering) -> None:
+    repo = hub.create(REPO)
+    hub.fault(
+        "POST", "/branch/", call=lambda: repo.add("faster", {"theirs.txt": hub.file("theirs.txt", b"1")}) and None
+    )
+    hub.fault("POST", COMMIT, status=403)
+    with pytest.raises(HubError, match="may not write to .*Nothing was changed on the Hub"):
+        push_to_hub(model, REPO, revision="faster")
+    assert repo.files("faster") == {"theirs.txt": b"1"}
+    push_to_hub(model, REPO, revision="faster")
+    assert repo.files("faster")["theirs.txt"] == b"1"
+
+
+def test_a_branch_that_cannot_be_removed_is_told(hub: Hub, model: BertForQuestionAnswering) -> None:
+    repo = hub.create(REPO)
+    hub.fault("POST", COMMIT, status=403)
+    hub.fault("DELETE", "/branch/", status=403)
+    with pytest.raises(HubError, match="The branch faster may have been made in .*; it holds what main does"):
+        push_to_hub(model, REPO, revision="faster")
+    assert repo.refs["faster"] == repo.refs["main"]
+
+
+def test_a_branch_whose_answer_is_lost_is_made_once(hub: Hub, model: BertForQuestionAnswering) -> None:
+    repo = hub.create(REPO)
+    hub.fault("POST", "/branch/", cut="after")
+    hub.fault("POST", COMMIT, status=403)
+    with pytest.raises(HubError, match="Nothing was changed on the Hub"):
+        push_to_hub(model, REPO, revision="faster")
+    assert set(repo.refs) == {"main"}
+
+
+def test_a_repository_where_somebody_commits_right_now_is_asked_again(
+    hub: Hub, model: BertForQuestionAnswering
+) -> None:
+    hub.create(REPO)
+    hub.fault("POST", COMMIT, status=409, message="another operation is in progress", times=2)
+    push_to_hub(model, REPO)
+    assert is_complete(hub)
+    hub.fault("POST", COMMIT, status=409, message="another operation is in progress", times=99)
+    model.config.remark = "changed"
+    with pytest.raises(HubError, match=r"is being changed by somebody else \(409: another operation is in progress\)"):
+        push_to_hub(model, REPO)
+
+
+def test_a_commit_is_no_branch(hub: Hub, model: BertForQuestionAnswering) -> None:
+    head = hub.create(REPO).refs["main"]
+    with pytest.raises(HubError, match="has no branch of this name .404.*Check revision: it names a branch"):
+        push_to_hub(model, REPO, revision=head)
+
+
+def test_a_cache_that_cannot_be_used(
+    hub: Hub, model: BertForQuestionAnswering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "file" / "cache"))
+    hub.create(REPO, {"README.md": "# Mine"})
+    with pytest.raises(
+        SaveError, match="A file of the Hub's cache on this machine cannot be used: .*Nothing was changed"
+    ):
+        push_to_hub(model, REPO)

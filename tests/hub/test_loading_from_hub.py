@@ -120,3 +120,16 @@ def test_info_of_a_repository_reads_no_weights(
     assert "nothing is not a valid git identifier" in capsys.readouterr().err
     assert main(["info", "nobody/nothing"]) == 2
     assert "bert-cluster: nobody/nothing is not a local folder and is not a valid" in capsys.readouterr().err
+
+
+def test_settings_that_are_null_are_none(
+    hub: Hub, model: BertForQuestionAnswering, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bert_cluster.cli import main
+
+    push_to_hub(model, REPO)
+    config = json.loads(hub.repos[REPO].files()["config.json"]) | {"clustered_attention": None}
+    head = hub.repos[REPO].commits[hub.repos[REPO].refs["main"]]
+    hub.repos[REPO].add("main", {**head, "config.json": hub.file("config.json", json.dumps(config).encode())})
+    assert main(["info", REPO]) == 0
+    assert "without settings of clustered attention" in capsys.readouterr().out

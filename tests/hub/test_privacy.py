@@ -155,3 +155,29 @@ def test_words_of_a_vocabulary_are_not_paths(tmp_path: Path) -> None:
 )
 def test_what_is_a_local_path(name: Any, local: bool) -> None:
     assert privacy.is_local_path(name) is local
+
+
+def test_a_token_of_somebody_else_is_refused(hub: Hub, model: BertForQuestionAnswering) -> None:
+    model.config.remark = "hf_" + "aB3" * 11
+    with pytest.raises(SaveError, match="config.json contains a Hub token"):
+        push_to_hub(model, REPO)
+
+
+def test_a_path_outside_of_the_home_is_refused(hub: Hub, model: BertForQuestionAnswering, tmp_path: Path) -> None:
+    model.config.corpus = str(tmp_path / "corpus.txt")
+    with pytest.raises(SaveError, match=f"config.json contains the path {tmp_path}/corpus.txt of this machine"):
+        push_to_hub(model, REPO)
+
+
+def test_our_part_of_a_card_is_searched_and_the_users_is_not(hub: Hub, results: dict[str, Any], tmp_path: Path) -> None:
+    hub.create(REPO, {"README.md": f"# Mine\n\nMount it at {Path.home()}/models.\n"})
+    push_to_hub(tiny_answerer(method="refined-clustered"), REPO)
+    results["environment"]["device_name"] = f"{Path.home()}/device"
+    with pytest.raises(SaveError, match="README.md contains the path"):
+        push_to_hub(tiny_answerer(method="refined-clustered"), REPO, results=results)
+
+
+def test_a_relative_file_is_not_taken_for_a_data_set(hub: Hub, results: dict[str, Any]) -> None:
+    results["data"]["source"] = "zaphod/dev.json"
+    push_to_hub(tiny_answerer(method="refined-clustered"), REPO, results=results)
+    assert "zaphod" not in hub.repos[REPO].files()["README.md"].decode()

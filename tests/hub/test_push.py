@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from loopback import OTHER_TOKEN, READ_TOKEN, Hub
-from pushed_models import REPO, RESULTS, batch, tiny_answerer
+from pushed_models import REPO, RESULTS, batch, outputs, same_bits, tiny_answerer, tiny_config
 from torch import nn
 from transformers import BertForQuestionAnswering, BertModel, PreTrainedTokenizerFast
 
@@ -276,9 +277,173 @@ def test_settings_can_be_given_to_the_command(hub: Hub, tmp_path: Path) -> None:
 
 def test_an_encoder_and_its_auto_class(hub: Hub) -> None:
     torch.manual_seed(0)
-    from pushed_models import tiny_config
-
     push_to_hub(bert_cluster.patch(BertModel(tiny_config())), REPO)
     readme = hub.repos[REPO].files()["README.md"].decode()
     assert "pipeline_tag: feature-extraction" in readme
     assert "model = AutoModel.from_pretrained" in readme
+
+
+def test_proposing_the_same_again_opens_no_second_pull_request(hub: Hub, model: BertForQuestionAnswering) -> None:
+    hub.create(REPO)
+    first = push_to_hub(model, REPO, create_pr=True)
+    again = push_to_hub(model, REPO, create_pr=True)
+    assert (again.uploaded, again.url, again.commit) == ((), first.url, first.commit)
+    assert hub.repos[REPO].pulls == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("adapter_config.json", "a PEFT adapter"), ("modules.json", "a model of sentence-transformers")]
+)
+def test_a_place_that_would_be_loaded_as_something_else(
+    hub: Hub, model: BertForQuestionAnswering, tmp_path: Path, name: str, what: str
+) -> None:
+    hub.create(REPO, {name: "{}"})
+    message = f"holds {what} .{name}., and a BertForQuestionAnswering beside it would be loaded as that"
+    with pytest.raises(SaveError, match=f"{message}.*Choose another place.*Nothing was changed on the Hub"):
+        push_to_hub(model, REPO)
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(SaveError, match=message):
+        save_pretrained(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert set(hub.repos[REPO].files()) == {name}
+
+
+class Answerer(BertForQuestionAnswering):
+    """A class of the user's own."""
+
+
+def test_a_class_that_nobody_else_has_is_refused(hub: Hub) -> None:
+    model = bert_cluster.patch(Answerer(tiny_config()))
+    with pytest.raises(
+        SaveError, match="Answerer .of .*. is no class of transformers, so nobody else could load it again"
+    ):
+        push_to_hub(model, REPO)
+    assert hub.log == []
+
+
+@pytest.mark.parametrize(
+    ("name", "loader", "task"),
+    [
+        ("BertModel", "AutoModel", "feature-extraction"),
+        ("BertForMaskedLM", "AutoModelForMaskedLM", "fill-mask"),
+        ("BertForPreTraining", "AutoModelForPreTraining", None),
+        ("BertForTokenClassification", "AutoModelForTokenClassification", "token-classification"),
+        ("BertForNextSentencePrediction", "AutoModelForNextSentencePrediction", None),
+    ],
+)
+def test_every_head_comes_back(hub: Hub, name: str, loader: str, task: str | None) -> None:
+    model = bert_cluster.patch(getattr(transformers, name)(tiny_config()).eval(), method="clustered", clusters=3)
+    push_to_hub(model, REPO)
+    card = hub.repos[REPO].files()["README.md"].decode()
+    assert f"model = {loader}.from_pretrained" in card
+    assert (f"pipeline_tag: {task}\n" in card) if task else ("pipeline_tag" not in card)
+    loaded = bert_cluster.from_pretrained(REPO)
+    assert type(loaded) is type(model)
+    assert same_bits(outputs(loaded), outputs(model))
+
+
+def test_code_that_came_with_a_model_is_not_named(hub: Hub, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Configurations of models that once were remote code carry auto_map on, though their class is one of transformers."""
+    model = tiny_answerer()
+    model.config.auto_map = {"AutoConfig": "owner/model--configuration.Config"}
+    tokenizer.init_kwargs["auto_map"] = {"AutoTokenizer": ["owner/model--tokenization.Tokenizer", None]}
+    try:
+        push_to_hub(model, REPO, tokenizer)
+    finally:
+        del tokenizer.init_kwargs["auto_map"]
+    assert not [path for path, content in hub.repos[REPO].files().items() if b"auto_map" in content]
+
+
+@pytest.mark.parametrize("hub_model", [True, False])
+def test_a_tokenizer_is_never_made_up(hub: Hub, tmp_path: Path, hub_model: bool) -> None:
+    """transformers gives an empty one where there is none."""
+    from bert_cluster.cli import main
+
+    save_pretrained(tiny_answerer(), tmp_path / "model")
+    if hub_model:
+        push_to_hub(tiny_answerer(), "tester/source")
+    assert main(["push", "tester/source" if hub_model else str(tmp_path / "model"), REPO]) == 0
+    assert "tokenizer.json" not in hub.repos[REPO].files()
+
+
+def test_a_vocabulary_alone_is_a_tokenizer(hub: Hub, tmp_path: Path) -> None:
+    from bert_cluster.cli import main
+
+    save_pretrained(tiny_answerer(), tmp_path / "model")
+    (tmp_path / "model" / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nfox\n")
+    assert main(["push", str(tmp_path / "model"), REPO]) == 0
+    assert "fox" in json.loads(hub.repos[REPO].files()["tokenizer.json"])["model"]["vocab"]
+
+
+def spoil(folder: Path, what: str) -> None:
+    """Damage a saved model."""
+    if what == "card":
+        (folder / "README.md").write_bytes("# M\u00fcll".encode("latin-1"))
+    elif what == "type":
+        config = json.loads((folder / "config.json").read_text())
+        del config["model_type"]
+        (folder / "config.json").write_text(json.dumps(config))
+    elif what == "weights":
+        weights = folder / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:300])
+    elif what == "shapes":
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "hidden_size": 64}))
+    elif what == "folder":
+        (folder / "config.json").unlink()
+        (folder / "config.json").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("card", "README.md is not UTF-8 text"),
+        ("type", "cannot be loaded: "),
+        ("weights", "cannot be loaded: "),
+        ("shapes", "cannot be loaded: "),
+        ("folder", "cannot be loaded: "),
+    ],
+)
+def test_a_damaged_folder_is_told_in_one_line(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, message: str
+) -> None:
+    from bert_cluster.cli import main
+
+    save_pretrained(tiny_answerer(), tmp_path / "model")
+    spoil(tmp_path / "model", what)
+    assert main(["push", str(tmp_path / "model"), REPO]) == 2
+    told = capsys.readouterr().err.splitlines()[-1]
+    assert told.startswith("bert-cluster: ") and message in told
+    assert hub.repos == {}
+
+
+def test_settings_that_cannot_be_read_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from bert_cluster.cli import main
+
+    assert main(["push", "anything", REPO, "--config", str(tmp_path / "none.json")]) == 2
+    assert "bert-cluster: --config " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["task", "environment", "methods", "data"])
+def test_damaged_results_are_refused_before_anything_is_sent(hub: Hub, results: dict[str, Any], key: str) -> None:
+    del results[key]
+    with pytest.raises(SaveError, match="results is damaged: .*Evaluate again"):
+        push_to_hub(tiny_answerer(method="refined-clustered"), REPO, results=results)
+    assert hub.log == []
+
+
+def test_a_score_that_is_not_defined(hub: Hub, results: dict[str, Any]) -> None:
+    """Such as a correlation with constant predictions."""
+    model = tiny_answerer(method="refined-clustered")
+    for entry in results["methods"].values():
+        entry["scores"]["f1"] = None
+    with pytest.raises(SaveError, match="needs the score f1, which is not defined in SQuAD v1.1's results"):
+        push_to_hub(model, REPO, results=results, benchmark="a/b:c")
+    push_to_hub(model, REPO, results=results)
+    assert "| – | – |" in hub.repos[REPO].files()["README.md"].decode()
+
+
+@pytest.mark.parametrize("benchmark", ["a/b:../../x", "a/b:", "../a:b", "a/b:c/d"])
+def test_a_benchmark_cannot_leave_its_folder(hub: Hub, results: dict[str, Any], benchmark: str) -> None:
+    with pytest.raises(SaveError, match="benchmark must be DATASET:TASK"):
+        push_to_hub(tiny_answerer(method="refined-clustered"), REPO, results=results, benchmark=benchmark)

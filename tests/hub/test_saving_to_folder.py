@@ -10,7 +10,7 @@ from pushed_models import batch, outputs, same_bits, tiny_answerer
 from transformers import AutoModel, BertForQuestionAnswering, PreTrainedTokenizerFast
 
 import bert_cluster
-from bert_cluster import save_pretrained
+from bert_cluster import SaveError, save_pretrained
 
 
 def test_the_folder_loads_patched_and_plain(
@@ -100,3 +100,13 @@ def test_narrow_types(model: BertForQuestionAnswering, tmp_path: Path, dtype: to
     loaded = bert_cluster.from_pretrained(tmp_path, dtype="auto")
     assert loaded.dtype == dtype
     assert same_bits(outputs(loaded), outputs(model))
+
+
+def test_a_folder_in_the_way_is_told_before_anything_is_moved(model: BertForQuestionAnswering, tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(SaveError, match="config.json is a folder, and a file of this name is to be saved there"):
+        save_pretrained(model, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    (tmp_path / "other" / "README.md").mkdir(parents=True)
+    with pytest.raises(SaveError, match="README.md is not UTF-8 text.*Is a directory"):
+        save_pretrained(model, tmp_path / "other")

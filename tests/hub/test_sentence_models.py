@@ -11,7 +11,7 @@ import torch
 from loopback import Hub
 from pushed_models import REPO, tiny_config
 from tiny_tokenizer import tiny_tokenizer
-from transformers import BertForSequenceClassification, BertModel
+from transformers import BertForMaskedLM, BertForSequenceClassification, BertModel
 
 import bert_cluster
 from bert_cluster import LoadError, SaveError, from_pretrained, push_to_hub, save_pretrained
@@ -157,3 +157,43 @@ def test_saved_settings_are_signed(tmp_path: Path) -> None:
     save_pretrained(sentence_model(tmp_path / "base"), tmp_path / "saved")
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["clustered_attention"]["library_version"] == bert_cluster.__version__
+
+
+def test_a_cross_encoder_with_several_labels_classifies(hub: Hub, tmp_path: Path) -> None:
+    model = BertForSequenceClassification(tiny_config(num_labels=3))
+    encoder = sentence_transformers.CrossEncoder(checkpoint(tmp_path / "base", model), device="cpu")
+    push_to_hub(bert_cluster.patch(encoder, **SETTINGS), REPO)
+    assert "pipeline_tag: text-classification" in hub.repos[REPO].files()["README.md"].decode()
+    assert np.array_equal(from_pretrained(REPO, device="cpu").predict(PAIRS), encoder.predict(PAIRS))
+
+
+def test_a_sparse_encoder(hub: Hub, tmp_path: Path) -> None:
+    from sentence_transformers.sparse_encoder import modules
+
+    torch.manual_seed(3)
+    transformer = modules.MLMTransformer(checkpoint(tmp_path / "base", BertForMaskedLM(tiny_config())))
+    model = sentence_transformers.SparseEncoder(modules=[transformer, modules.SpladePooling()], device="cpu")
+    push_to_hub(bert_cluster.patch(model, **SETTINGS), REPO)
+    loaded = from_pretrained(REPO, device="cpu")
+    assert type(loaded).__name__ == "SparseEncoder"
+    assert torch.equal(loaded.encode(TEXTS).to_dense(), model.encode(TEXTS).to_dense())
+
+
+def test_a_model_whose_encoder_is_not_at_the_root_is_refused(hub: Hub, tmp_path: Path) -> None:
+    from sentence_transformers.base.modules import Router
+    from sentence_transformers.sentence_transformer import modules
+
+    encoder = modules.Transformer(checkpoint(tmp_path / "base", BertModel(tiny_config())))
+    words = modules.StaticEmbedding(tiny_tokenizer(), embedding_dim=32)
+    router = Router.for_query_document([words], [encoder, modules.Pooling(32)])
+    model = bert_cluster.patch(sentence_transformers.SentenceTransformer(modules=[router], device="cpu"), **SETTINGS)
+    with pytest.raises(SaveError, match="keeps its transformers model in a folder of its own"):
+        push_to_hub(model, REPO)
+    assert hub.log == []
+
+
+def test_arguments_of_the_class_reach_it(tmp_path: Path) -> None:
+    save_pretrained(sentence_model(tmp_path / "base"), tmp_path / "saved")
+    loaded = from_pretrained(tmp_path / "saved", device="cpu", truncate_dim=5, prompts={"query": "where is "})
+    assert loaded.encode(TEXTS).shape == (3, 5)
+    assert loaded.prompts["query"] == "where is "
