@@ -124,12 +124,14 @@ def _read(given: ResultsLike, settings: ClusterConfig, show: Callable[[TaskResul
             f"again with this version."
         )
     try:
-        return TaskResults(
-            data, _own_method(name, data["methods"], settings), plot if plot and plot.is_file() else None
-        )
+        own = _own_method(name, data["methods"], settings)
+        read = TaskResults(data, own, plot if plot and plot.is_file() else None)
+        show(read)
+        eval_results([read], None)
+        return read
+    except SaveError:
+        raise
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, SaveError):
-            raise
         raise SaveError(f"{name} is damaged: {type(error).__name__} {error}. Evaluate again.") from error
 
 
