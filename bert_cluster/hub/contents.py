@@ -68,15 +68,17 @@ class Contents:
         """
         own_card = existing if existing is not None else self._own_card()
         unix = None if own_card is None else own_card.replace("\r\n", "\n")
+        if existing is None and unix is not None:
+            unix = front_matter.without_local_base(unix)
         there = front_matter.parsed(front_matter.split(unix or "")[0])
         base_model = self._base_model(there.get("base_model"), place)
         licence = self._licence(base_model) if base_model is not None and there.get("license") is None else {}
         has_tokenizer = self.tokenizer is not None or self.kind.library == SENTENCE_TRANSFORMERS
         card = Card(self.kind, place, revision, has_tokenizer, base_model, licence, self.results, self.plots())
-        privacy.check_paths(README, section_of(card))
         text = write_card(card, unix)
+        privacy.check_paths(README, text if existing is None else section_of(card))
         privacy.check_tokens(README, text, self.secrets())
-        if unix != own_card:
+        if own_card is not None and "\r\n" in own_card:
             text = text.replace("\n", "\r\n")
         with disk_errors(folder):
             (folder / README).write_bytes(text.encode("utf-8"))

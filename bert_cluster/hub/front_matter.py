@@ -9,6 +9,7 @@ from huggingface_hub.repocard_data import EvalResult, eval_results_to_model_inde
 from huggingface_hub.utils import yaml_dump
 
 from bert_cluster.errors import SaveError
+from bert_cluster.hub.privacy import is_local_path
 
 INDEX = "model-index"
 _BLOCK = re.compile(r"\A\s*---[ \t]*\r?\n(.*?)^---[ \t]*\r?(?:\n|\Z)", re.DOTALL | re.MULTILINE)
@@ -73,6 +74,17 @@ def _holds(yaml_text: str, content: Mapping[str, Any]) -> bool:
 
 def _written(content: Mapping[str, Any]) -> str:
     return yaml_dump(dict(content), sort_keys=False, line_break="\n").rstrip("\n")
+
+
+def without_local_base(card: str) -> str:
+    """A card without a base_model that is a path of this machine, as sentence-transformers writes after training on one."""
+    yaml_text, body = split(card)
+    bases = listed(parsed(yaml_text).get("base_model"))
+    if not any(is_local_path(base) for base in bases):
+        return card
+    return (
+        f"---\n{replaced(yaml_text, {'base_model': [base for base in bases if not is_local_path(base)]})}\n---\n{body}"
+    )
 
 
 def parsed(yaml_text: str) -> dict[str, Any]:

@@ -121,6 +121,17 @@ def test_its_own_card_is_kept(hub: Hub, tmp_path: Path) -> None:
     assert "# Our sentences\n\nTrained with care.\n\n<!-- bert-cluster:begin -->" in card
 
 
+def test_a_base_model_on_its_card_that_is_a_folder_here_is_left_out(hub: Hub, tmp_path: Path) -> None:
+    """As sentence-transformers writes it after training on a folder."""
+    folder = tmp_path / "theirs"
+    bert_cluster.unpatch(sentence_model(tmp_path / "base")).save_pretrained(str(folder))
+    (folder / "README.md").write_text(f"---\nbase_model: {tmp_path}/base\ntags:\n- a\n---\n# Ours\n")
+    model = bert_cluster.patch(sentence_transformers.SentenceTransformer(str(folder), device="cpu"), **SETTINGS)
+    pushed = push_to_hub(model, REPO)
+    assert "base_model" not in hub.repos[REPO].files()["README.md"].decode()
+    assert any("names no base_model" in note for note in pushed.notes)
+
+
 def test_a_folder_of_one_can_be_pushed_by_command(hub: Hub, tmp_path: Path) -> None:
     from bert_cluster.cli import main
 
