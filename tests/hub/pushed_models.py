@@ -45,3 +45,25 @@ def outputs(model: torch.nn.Module) -> list[torch.Tensor]:
 
 def same_bits(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> bool:
     return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
+
+
+# Code for other processes.
+ASK = """
+import sys
+sys.path[:0] = {path!r}
+import torch
+from pushed_models import batch
+import bert_cluster
+model = bert_cluster.from_pretrained("{repo}"{options})
+with torch.inference_mode():
+    torch.save([each.clone() for each in model(**batch()).to_tuple()], "outputs.pt")
+print(bert_cluster.info(model))
+"""
+
+PUSH = """
+import sys
+sys.path[:0] = {path!r}
+from pushed_models import tiny_answerer
+import bert_cluster
+print(bert_cluster.push_to_hub(tiny_answerer(), "{repo}"))
+"""

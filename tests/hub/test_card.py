@@ -286,7 +286,7 @@ def test_a_model_pushed_back_to_its_own_repository_is_not_its_own_base(
     assert data_of(card_of(hub)).base_model is None
 
 
-@pytest.mark.parametrize("answer", [{"status": 500, "times": 99}, {"status": 403, "code": "GatedRepo"}])
+@pytest.mark.parametrize("answer", [{"status": 400, "times": 99}, {"status": 403, "code": "GatedRepo"}])
 def test_a_base_model_whose_card_cannot_be_read(
     hub: Hub, model: BertForQuestionAnswering, answer: dict[str, Any]
 ) -> None:
