@@ -28,9 +28,10 @@ Model = TypeVar("Model", bound=nn.Module)
 
 @dataclass
 class Patch:
-    """What `unpatch` needs."""
+    """What `unpatch` needs, and what the modules run with, whatever becomes of the configuration's copy of it."""
 
     configs: list["OwnConfig"]
+    settings: ClusterConfig
 
 
 @dataclass
@@ -123,7 +124,7 @@ def patch(
         setattr(each.module, dispatch.LAYER, layer)
         if buffers[each.name] is not None:
             each.module.register_buffer(dispatch.PLANES, buffers[each.name], persistent=False)
-    setattr(encoder, _STATE, Patch(configs))
+    setattr(encoder, _STATE, Patch(configs, chosen))
     for each_config in configs:  # model.set_attn_implementation would miss configurations that only layers hold
         each_config.own._attn_implementation = dispatch.NAME
     setattr(encoder.config, CONFIG_KEY, chosen.to_dict())
@@ -166,6 +167,12 @@ def unpatch(model: Model) -> Model:
 def is_patched(encoder: PreTrainedModel) -> bool:
     """Whether `patch` was called on this model (not: whether its configuration stores settings)."""
     return _STATE in vars(encoder)
+
+
+def running_settings(encoder: PreTrainedModel) -> ClusterConfig:
+    """What a patched model runs with; unlike `stored_settings` no look at its configuration, which anybody may have changed."""
+    state: Patch = vars(encoder)[_STATE]
+    return state.settings
 
 
 def stored_settings(config: PretrainedConfig) -> ClusterConfig | None:

@@ -15,7 +15,8 @@ from bert_cluster.hub.card import Card, comparison, licence_in, section_of, writ
 from bert_cluster.hub.faults import NETWORK_ERRORS
 from bert_cluster.hub.kinds import SENTENCE_TRANSFORMERS, Kind, kind_of
 from bert_cluster.hub.results import ResultsLike, TaskResults, benchmark_file, read_results
-from bert_cluster.hub.staging import check_tokenizer, disk_errors, settings_of, stage
+from bert_cluster.hub.staging import check_tokenizer, disk_errors, stage
+from bert_cluster.patching import running_settings
 
 README = "README.md"
 
@@ -155,7 +156,7 @@ def check_contents(
     kind = kind_of(model)
     check_tokenizer(kind, tokenizer)
     check_base_model(base_model)
-    read = read_results(results, settings_of(kind), comparison)
+    read = read_results(results, running_settings(kind.encoder), comparison)
     file = None if benchmark is None else benchmark_file(benchmark, read)
     return Contents(kind, tokenizer, read, base_model, file, card, token)
 

@@ -7,21 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bert_cluster.config import CONFIG_KEY, ClusterConfig
+from bert_cluster.config import CONFIG_KEY
 from bert_cluster.errors import SaveError
 from bert_cluster.hub import privacy
 from bert_cluster.hub.kinds import SENTENCE_TRANSFORMERS, Kind
-from bert_cluster.patching import stored_settings
+from bert_cluster.patching import running_settings
 
 # What a full, read-only or forbidden disk answers.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-
-
-def settings_of(kind: Kind) -> ClusterConfig:
-    """The settings that the model runs with."""
-    settings = stored_settings(kind.encoder.config)
-    assert settings is not None, "a patched model carries its settings"
-    return settings
 
 
 def check_tokenizer(kind: Kind, tokenizer: Any) -> None:
@@ -68,7 +61,10 @@ def _sign(path: Path, kind: Kind) -> None:
             f"config.json at the root. Save a {kind.loader} whose first module is the transformers model."
         )
     config = json.loads(path.read_text(encoding="utf-8"))
-    config[CONFIG_KEY] = {**settings_of(kind).with_defaults().to_dict(), "library_version": bert_cluster.__version__}
+    config[CONFIG_KEY] = {
+        **running_settings(kind.encoder).with_defaults().to_dict(),
+        "library_version": bert_cluster.__version__,
+    }
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

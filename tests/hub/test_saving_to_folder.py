@@ -110,3 +110,15 @@ def test_a_folder_in_the_way_is_told_before_anything_is_moved(model: BertForQues
     (tmp_path / "other" / "README.md").mkdir(parents=True)
     with pytest.raises(SaveError, match="README.md is not UTF-8 text.*Is a directory"):
         save_pretrained(model, tmp_path / "other")
+
+
+@pytest.mark.parametrize("change", ["removed", "changed"])
+def test_what_runs_is_saved_whatever_the_configuration_says(
+    model: BertForQuestionAnswering, tmp_path: Path, change: str
+) -> None:
+    if change == "removed":
+        del model.config.clustered_attention
+    else:
+        model.config.clustered_attention = {"version": 1, "method": "clustered"}
+    save_pretrained(model, tmp_path)
+    assert same_bits(outputs(bert_cluster.from_pretrained(tmp_path)), outputs(model))
