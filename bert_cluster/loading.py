@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from huggingface_hub import _CACHED_NO_EXIST, HfApi, constants, try_to_load_from_cache
 from transformers.utils import cached_file
 
 from bert_cluster.config import CONFIG_KEY, ClusterConfig
@@ -86,9 +87,22 @@ def class_of(config: transformers.PreTrainedConfig) -> Any:
 
 
 def optional_file(name_or_path: str | Path, file: str, place: Mapping[str, Any]) -> Path | None:
-    """One file of a folder or a repository (from the cache where there is no network), None where it has none."""
-    found = cached_file(str(name_or_path), file, _raise_exceptions_for_missing_entries=False, **place)
-    return None if found is None else Path(found)
+    """One file of a folder or a repository (from the cache where there is no network), None where it has none.
+
+    An error of the network is raised: for transformers' `cached_file` a Hub out of reach and a file that is not there are
+    the same.
+    """
+    name = str(name_or_path)
+    found = cached_file(name, file, _raise_exceptions_for_missing_entries=False, **place)
+    if found is not None:
+        return Path(found)
+    if Path(name).is_dir() or constants.HF_HUB_OFFLINE or place.get("local_files_only"):
+        return None
+    path = "/".join(part for part in (place.get("subfolder"), file) if part)
+    revision = place.get("revision")
+    if try_to_load_from_cache(name, path, cache_dir=place.get("cache_dir"), revision=revision) is not _CACHED_NO_EXIST:
+        HfApi(token=place.get("token")).file_exists(name, path, revision=revision)
+    return None
 
 
 def _class_name(name_or_path: str | Path, config: Any, task: str | None, place: Mapping[str, Any]) -> Any:

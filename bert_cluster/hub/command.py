@@ -14,7 +14,7 @@ from bert_cluster.config import CONFIG_KEY, ClusterConfig
 from bert_cluster.errors import BertClusterError, ConfigError, LoadError, NotPatchedError
 from bert_cluster.hub.contents import README, read_card
 from bert_cluster.hub.upload import MESSAGE, push_to_hub
-from bert_cluster.loading import from_pretrained, optional_file
+from bert_cluster.loading import from_pretrained, network_errors, optional_file
 
 # One of these is beside every model that has a tokenizer.
 _TOKENIZER_FILES = (
@@ -98,7 +98,8 @@ def _settings(path: str) -> ClusterConfig:
 def _load_errors(model: str) -> Iterator[None]:
     """Whatever keeps a checkpoint from being loaded, in one sentence."""
     try:
-        yield
+        with network_errors(model):
+            yield
     except BertClusterError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -133,3 +133,23 @@ def test_settings_that_are_null_are_none(
     hub.repos[REPO].add("main", {**head, "config.json": hub.file("config.json", json.dumps(config).encode())})
     assert main(["info", REPO]) == 0
     assert "without settings of clustered attention" in capsys.readouterr().out
+
+
+def test_a_hub_out_of_reach_is_not_a_file_that_is_missing(
+    hub: Hub, model: BertForQuestionAnswering, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """modules.json decides the class: without an answer nothing else may be assumed."""
+    from bert_cluster.cli import main
+
+    push_to_hub(model, REPO)
+    hub.fault("HEAD", "modules.json", status=400, times=99)
+    with pytest.raises(OSError, match="planted fault"):
+        from_pretrained(REPO)
+    hub.faults.clear()
+    hub.fault("HEAD", "modules.json", cut="before", times=99)
+    with pytest.raises(LoadError, match="tester/answers could not be loaded: the connection to the Hub failed"):
+        from_pretrained(REPO)
+    hub.faults.clear()
+    hub.fault("HEAD", "config.json", cut="before", times=99)
+    assert main(["info", "tester/never-asked"]) == 2
+    assert "never-asked could not be loaded: the connection to the Hub failed" in capsys.readouterr().err
