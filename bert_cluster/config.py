@@ -9,6 +9,7 @@ from typing import Any, Literal
 from bert_cluster.errors import ConfigError
 
 VERSION = 1
+FULL = "full"  # the method that is none: exact attention, the model as it is
 CONFIG_KEY = "clustered_attention"  # where config.json of a model keeps the settings
 
 AUTO: Literal["auto"] = "auto"

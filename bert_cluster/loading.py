@@ -12,11 +12,11 @@ import transformers
 from huggingface_hub import _CACHED_NO_EXIST, HfApi, constants, try_to_load_from_cache
 from transformers.utils import cached_file
 
-from bert_cluster.config import CONFIG_KEY, ClusterConfig
+from bert_cluster.config import ClusterConfig
 from bert_cluster.errors import ConfigError, LoadError, NotPatchedWarning
 from bert_cluster.hub.faults import first_cause, may_pass
 from bert_cluster.hub.kinds import AUTO_CLASSES, SENTENCE_CLASSES
-from bert_cluster.patching import patch
+from bert_cluster.patching import patch, stored_settings
 
 # Arguments of transformers' from_pretrained that say where a checkpoint lies: its configuration lies there too.
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -64,9 +64,7 @@ def from_pretrained(
     code = {name: kwargs[name] for name in _CODE if name in kwargs}
     with network_errors(name_or_path):
         loaded = transformers.AutoConfig.from_pretrained(name_or_path, **place, **code)
-        stored = getattr(loaded, CONFIG_KEY, None)
-        if settings is None and stored is not None:
-            settings = ClusterConfig.from_dict(stored)
+        settings = settings or stored_settings(loaded)
         name = auto_class or _class_name(name_or_path, loaded, task, place)
         model = _load(name_or_path, name, kwargs)
     if settings is None:

@@ -14,8 +14,7 @@ from bert_cluster.evaluation.report import markdown, terminal
 from bert_cluster.evaluation.results import Results, finite
 from bert_cluster.evaluation.runner import MethodRun
 from bert_cluster.evaluation.store import write_json, write_text
-
-PLOT = "plot.png"
+from bert_cluster.hub.results import FILE, PLOT
 
 
 def run_command(name: str, run: Callable[[], None]) -> int:
@@ -81,8 +80,8 @@ def write_results(results: Results, output_dir: str | Path, *, plot: bool) -> No
     if plot:
         draw(results, folder / PLOT)
     write_text(folder / "report.md", markdown(results, plot=PLOT if plot else None))
-    write_json(folder / "all_results.json", results.to_dict())
-    written = ["report.md", "all_results.json", *([PLOT] if plot else [])]
+    write_json(folder / FILE, results.to_dict())
+    written = ["report.md", FILE, *([PLOT] if plot else [])]
     print(f"\n{terminal(results)}\nIn {folder}: {', '.join(written)}, and a folder for each method.")
 
 

@@ -8,9 +8,8 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from bert_cluster.config import METHODS, ClusterConfig
+from bert_cluster.config import FULL, METHODS, ClusterConfig
 
-FULL = "full"
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 NOT_FLAGS = ("method", "seed")  # --attention names the methods; --seed is a flag of the whole command
 

@@ -1,13 +1,12 @@
 """The comparison as a person reads it: a table in the terminal, and report.md."""
 
 import json
-import math
 from collections.abc import Sequence
 
+from bert_cluster import cells
+from bert_cluster.cells import NONE
 from bert_cluster.evaluation.bootstrap import Difference
 from bert_cluster.evaluation.results import Agreement, MethodResult, Results
-
-NONE = "–"
 
 
 def table(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -45,43 +44,29 @@ def markdown(results: Results, *, plot: str | None) -> str:
 
 def _row(results: Results, result: MethodResult, scores: Sequence[str], full: MethodResult | None) -> list[str]:
     scale = 1.0 if results.task["score_unit"] == "percent" else 100.0
-    cells = [result.method.name]
+    row = [result.method.name]
     for name in scores:
         difference = None if result.differences is None else result.differences.get(name)
-        cells += [_number(result.scores[name], scale), _difference(difference, scale)]
+        row += [cells.score(result.scores[name], scale), _difference(difference, scale)]
     seconds = sum(result.run.seconds)
     speed = sum(full.run.seconds) / seconds if full is not None and seconds else None
-    memory = result.run.peak_memory_bytes
-    cells += [
+    row += [
         _agreement(result.agreement),
         f"{seconds:.1f}",
         f"{result.run.tokens_per_second:,.0f}",
         NONE if speed is None else f"{speed:.2f}x",
-        NONE if memory is None else f"{memory / 2**20:,.0f} MiB",
+        cells.memory(result.run.peak_memory_bytes),
         result.run.backend,
     ]
-    return cells
-
-
-def _number(value: float, scale: float) -> str:
-    return NONE if math.isnan(value) else f"{value * scale:.2f}"
+    return row
 
 
 def _difference(difference: Difference | None, scale: float) -> str:
-    if difference is None or math.isnan(difference.value):
-        return NONE
-    value = f"{difference.value * scale:+.2f}"
-    if difference.low is None or difference.high is None:
-        return value
-    return f"{value} [{difference.low * scale:+.2f}, {difference.high * scale:+.2f}]"
+    return NONE if difference is None else cells.difference(difference.value, difference.low, difference.high, scale)
 
 
 def _agreement(agreement: Agreement | None) -> str:
-    if agreement is None:
-        return NONE
-    if agreement.kind == "same predictions":
-        return f"{100 * agreement.value:.1f} %"
-    return f"differs by {agreement.value:.2g}"
+    return NONE if agreement is None else cells.agreement(agreement.kind, agreement.value)
 
 
 def _aligned(cells: Sequence[str], widths: Sequence[int]) -> str:

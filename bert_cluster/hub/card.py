@@ -4,16 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bert_cluster.config import AUTO, GROWTH
+from bert_cluster import cells
+from bert_cluster.cells import NONE
+from bert_cluster.config import AUTO, FULL, GROWTH
 from bert_cluster.errors import SaveError
 from bert_cluster.hub import front_matter
 from bert_cluster.hub.kinds import SENTENCE_TRANSFORMERS, Kind
-from bert_cluster.hub.results import FULL, TaskResults, eval_results
+from bert_cluster.hub.results import TaskResults, eval_results
 from bert_cluster.info import LayerInfo, info
 
 BEGIN, END = "<!-- bert-cluster:begin -->", "<!-- bert-cluster:end -->"
 _NOTICE = "<!-- This part is written again at every save and push; write above or below it. -->"
-NONE = "–"
 TAGS = ("bert-cluster", "clustered-attention", "efficient-attention")
 
 _METHODS = {
@@ -220,45 +221,27 @@ def _table(one: TaskResults) -> list[str]:
     for score in scores:
         header += [score, "difference to full [95 %]"]
     header += ["agrees with full", "seconds", "tokens/s", "peak memory"]
-    rows = []
-    for name, entry in one.shown.items():
-        row = [f"`{name}`"]
-        for score in scores:
-            row += [
-                _number(one, entry["scores"].get(score)),
-                _difference(one, (entry["difference_to_full"] or {}).get(score)),
-            ]
-        memory = entry["peak_memory_bytes"]
-        row += [
-            _agreement(entry["agreement_with_full"]),
-            f"{entry['seconds']:.1f}",
-            f"{entry['tokens_per_second']:,.0f}",
-            NONE if memory is None else f"{memory / 2**20:,.0f} MiB",
-        ]
-        rows.append(row)
+    rows = [[f"`{name}`", *_row(one, scores, entry)] for name, entry in one.shown.items()]
     lines = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def _number(one: TaskResults, value: float | None) -> str:
-    return NONE if value is None else f"{one.points(value):.2f}"
-
-
-def _difference(one: TaskResults, difference: Mapping[str, Any] | None) -> str:
-    if difference is None or difference["value"] is None:
-        return NONE
-    value = f"{one.points(difference['value']):+.2f}"
-    if difference["low"] is None or difference["high"] is None:
-        return value
-    return f"{value} [{one.points(difference['low']):+.2f}, {one.points(difference['high']):+.2f}]"
-
-
-def _agreement(agreement: Mapping[str, Any] | None) -> str:
-    if agreement is None or agreement["value"] is None:
-        return NONE
-    if agreement["kind"] == "same predictions":
-        return f"{100 * agreement['value']:.1f} %"
-    return f"differs by {agreement['value']:.2g}"
+def _row(one: TaskResults, scores: Sequence[str], entry: Mapping[str, Any]) -> list[str]:
+    shown = []
+    for score in scores:
+        interval = (entry["difference_to_full"] or {}).get(score) or {}
+        value, low, high = (interval.get(key) for key in ("value", "low", "high"))
+        shown += [cells.score(entry["scores"].get(score), one.scale), cells.difference(value, low, high, one.scale)]
+    agreement = entry["agreement_with_full"]
+    return [
+        *shown,
+        NONE
+        if agreement is None or agreement["value"] is None
+        else cells.agreement(agreement["kind"], agreement["value"]),
+        f"{entry['seconds']:.1f}",
+        f"{entry['tokens_per_second']:,.0f}",
+        cells.memory(entry["peak_memory_bytes"]),
+    ]
 
 
 def _conditions(one: TaskResults) -> str:

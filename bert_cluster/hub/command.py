@@ -10,11 +10,12 @@ from typing import Any
 import transformers
 from safetensors import SafetensorError
 
-from bert_cluster.config import CONFIG_KEY, ClusterConfig
+from bert_cluster.config import ClusterConfig
 from bert_cluster.errors import BertClusterError, ConfigError, LoadError, NotPatchedError
 from bert_cluster.hub.contents import README, read_card
 from bert_cluster.hub.upload import MESSAGE, push_to_hub
 from bert_cluster.loading import from_pretrained, network_errors, optional_file
+from bert_cluster.patching import stored_settings
 
 # One of these is beside every model that has a tokenizer.
 _TOKENIZER_FILES = (
@@ -62,7 +63,7 @@ def push_saved(options: argparse.Namespace) -> None:
     hub = {"token": options.token}
     with _load_errors(options.model):
         config = transformers.AutoConfig.from_pretrained(options.model, **hub)
-    if given is None and getattr(config, CONFIG_KEY, None) is None:
+    if given is None and stored_settings(config) is None:
         raise NotPatchedError(
             f"{options.model} has no settings of clustered attention in its config.json. Give --config FILE (a JSON that "
             f"ClusterConfig.save or bert-cluster calibrate wrote), or save a patched model there."

@@ -9,11 +9,10 @@ from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
-from bert_cluster.config import ClusterConfig
+from bert_cluster.config import FULL, ClusterConfig
 from bert_cluster.errors import BertClusterError, SaveError
 from bert_cluster.hub.kinds import ENCODER
 
-FULL = "full"
 FILE = "all_results.json"
 PLOT = "plot.png"
 SCHEMA, SCHEMA_VERSION = "bert_cluster.evaluation", 1
@@ -80,9 +79,10 @@ class TaskResults:
         methods = self.data["methods"]
         return {name: methods[name] for name in (FULL, self.method) if name in methods}
 
-    def points(self, value: float) -> float:
-        """A score in points of 100."""
-        return value if self.data["task"]["score_unit"] == "percent" else 100 * value
+    @property
+    def scale(self) -> float:
+        """What turns a score into points of 100."""
+        return 1.0 if self.data["task"]["score_unit"] == "percent" else 100.0
 
 
 def read_results(
@@ -194,7 +194,7 @@ def eval_results(results: Sequence[TaskResults], task: str | None) -> list[EvalR
             dataset_split=one.split(score),
             metric_type=_METRIC_TYPES.get(score.removesuffix(_SECOND), score.removesuffix(_SECOND)),
             metric_name=f"{score}, {method} attention",
-            metric_value=round(one.points(value), 4),
+            metric_value=round(one.scale * value, 4),
             metric_args={"attention": method},
         )
         for one in results
@@ -242,7 +242,7 @@ def benchmark_file(benchmark: str, results: Sequence[TaskResults]) -> tuple[str,
     entry = EvalResultEntry(
         dataset_id=dataset,
         task_id=task,
-        value=round(one.points(value), 4),
+        value=round(one.scale * value, 4),
         notes=f"{score} with {one.method} attention of bert-cluster, {one.data['data']['examples']:,} examples, no fine-tuning",
     )
     return f".eval_results/bert-cluster-{dataset.replace('/', '--')}--{task}.yaml", eval_result_entries_to_yaml([entry])
