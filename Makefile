@@ -13,10 +13,13 @@ OTHERS := 5.17.0 5.23.0
 # Adapters and data that are too large for the repository: what `make table` and `make budgets` measure on.
 SHARED ?= ../shared
 
-.PHONY: help install demo table budgets test lint format clean
+# compute-sanitizer of the CUDA toolkit, by its path where it is not on the PATH.
+SANITIZER ?= compute-sanitizer
+
+.PHONY: help install demo table budgets test test-cuda-host cuda-coverage test-cuda sanitize lint format clean
 
 help: ## this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: $(VENV)/.installed-dev $(VENV)/.installed-others ## environment in .venv, the package with its operators compiled, and everything for development
 
@@ -31,6 +34,23 @@ budgets: $(VENV)/.installed-demo ## docs/budgets.md: error against time for many
 
 test: $(VENV)/.installed-dev $(VENV)/.installed-others ## all tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope
+
+test-cuda-host: $(VENV)/.installed-dev ## tests/ops on the CUDA operators compiled for the host: every parameter set, about an hour
+	OMP_NUM_THREADS=1 CUDA_OPS_TEST_BACKEND=host-cuda $(BIN)/python -m pytest -n 2 tests/ops
+
+cuda-coverage: $(VENV)/.installed-dev ## the lines of CUDA kernels that a run of every operator on the host never reaches
+	OMP_NUM_THREADS=1 $(BIN)/python tests/cuda/kernel_coverage.py
+
+test-cuda: $(VENV)/.installed-dev ## on a machine with a GPU: tests/ops on the CUDA operators there, and what only a GPU can show
+	CUDA_OPS_TEST_BACKEND=cuda $(BIN)/python -m pytest tests/ops
+	$(BIN)/python -m pytest -m cuda --deselect tests/cuda/test_operator_suite.py
+
+# Every allocation by itself, for memcheck to see where each ends; torch's own kernels are not looked at.
+sanitize: $(VENV)/.installed-dev ## on a machine with a GPU: compute-sanitizer's four tools over a short run of every operator
+	for tool in memcheck racecheck initcheck synccheck; do \
+		PYTORCH_NO_CUDA_MEMORY_CACHING=1 $(SANITIZER) --tool $$tool --error-exitcode 1 --kernel-regex-exclude kns=at6native \
+			$(BIN)/python tests/cuda/sanitize.py || exit; \
+	done
 
 lint: $(VENV)/.installed-dev ## ruff and mypy
 	$(BIN)/ruff check .

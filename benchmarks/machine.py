@@ -37,7 +37,19 @@ def command() -> str:
     return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
-def take_turns(runs: Mapping[str, Callable[[], Any]], seconds: float, least: int = 5) -> dict[str, list[float]]:
+def wall_clock(run: Callable[[], Any]) -> float:
+    """Milliseconds of one call."""
+    start = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - start)
+
+
+def take_turns(
+    runs: Mapping[str, Callable[[], Any]],
+    seconds: float,
+    least: int = 5,
+    clock: Callable[[Callable[[], Any]], float] = wall_clock,
+) -> dict[str, list[float]]:
     """Milliseconds of every run, in turns, for about so many seconds: at least `least` turns after one that is not counted.
 
     Each turn has another order, the same in every measurement: what one run leaves behind in caches and free memory must
@@ -51,24 +63,22 @@ def take_turns(runs: Mapping[str, Callable[[], Any]], seconds: float, least: int
     turns = 0
     while turns < least or (time.perf_counter() < end and turns < 101):
         for name in orders.sample(list(runs), len(runs)):
-            start = time.perf_counter()
-            runs[name]()
-            times[name].append(1000 * (time.perf_counter() - start))
+            times[name].append(clock(runs[name]))
         turns += 1
     return times
 
 
-def summary(times: Mapping[str, list[float]], baseline: str) -> dict[str, dict[str, float]]:
+def summary(times: Mapping[str, list[float]], baseline: str, digits: int = 3) -> dict[str, dict[str, float]]:
     """Median, quartiles, extremes, number of turns and the ratio to the baseline's median of each run."""
     quartiles = {name: statistics.quantiles(values, n=4, method="inclusive") for name, values in times.items()}
     median = {name: middle for name, (_, middle, _) in quartiles.items()}
     return {
         name: {
-            "median_ms": round(median[name], 3),
-            "lower_quartile_ms": round(quartiles[name][0], 3),
-            "upper_quartile_ms": round(quartiles[name][2], 3),
-            "least_ms": round(min(values), 3),
-            "most_ms": round(max(values), 3),
+            "median_ms": round(median[name], digits),
+            "lower_quartile_ms": round(quartiles[name][0], digits),
+            "upper_quartile_ms": round(quartiles[name][2], digits),
+            "least_ms": round(min(values), digits),
+            "most_ms": round(max(values), digits),
             "turns": len(values),
             f"times_{baseline}": round(median[baseline] / median[name], 2),
         }

@@ -45,7 +45,9 @@ def sdpa(inputs: Inputs, exact: int | None) -> Run:
 def layer(config: ClusterConfig, inputs: Inputs, exact: int | None) -> Run:
     """One attention layer of ours; with so many exact keys instead of its own number, if given."""
     settings = (config if exact is None else dataclasses.replace(config, topk=exact)).for_layer(0)
-    planes = random_planes(settings.bits, inputs.q.shape[-1], settings.seed) if settings.hashes else None
+    planes = None
+    if settings.hashes:
+        planes = random_planes(settings.bits, inputs.q.shape[-1], settings.seed).to(inputs.q.device)
     return lambda: run_layer(*inputs, settings, planes, None)
 
 
@@ -91,15 +93,15 @@ def idiap_version() -> str:
 
 
 def methods_for(case: Case) -> dict[str, Method]:
-    """What can run a case: idiap's operators are there if its package is, and take float32 only."""
-    without = set() if idiap_missing() is None and case.dtype == "float32" else {IDIAP}
+    """What can run a case: idiap's operators are there if its package is, and take float32 only; they are timed on the CPU."""
+    without = set() if idiap_missing() is None and (case.dtype, case.device) == ("float32", "cpu") else {IDIAP}
     return {name: method for name, method in METHODS.items() if name not in without}
 
 
-def budgets() -> dict[str, dict[str, Any]]:
+def budgets(device: str = "cpu") -> dict[str, dict[str, Any]]:
     """The budgets of every method that has some, by name."""
     ours: dict[str, dict[str, Any]] = {name: dict(config.for_layer(0).budgets()) for name, config in CONFIGS.items()}
-    return ours if idiap_missing() else {**ours, IDIAP: IDIAP_BUDGETS}
+    return ours if idiap_missing() or device != "cpu" else {**ours, IDIAP: IDIAP_BUDGETS}
 
 
 def check(case: Case, lengths: Sequence[int] = CHECKED) -> None:

@@ -2,12 +2,16 @@
 
     python benchmarks/operators.py [--tokens 512 2048] [--shape 1 12 64] [--dtype float32] [--padding 0] [--threads 2]
     python benchmarks/operators.py --suite --output benchmarks/results/operators-cpu.json
+    python benchmarks/operators.py --device cuda --suite --output benchmarks/results/operators-cuda.json
 
 One layer on standard normal inputs. Each method is first compared with exact attention where it must equal it (all valid
 keys exact); a wrong result is not timed. Then the methods take turns, and medians, quartiles, extremes, ratios to
 `torch.nn.functional.scaled_dot_product_attention` and the memory of one call are written down with the machine, the
 versions and the command. --suite adds the cases that docs/speed.md has: padding, other heads, other types, one head,
 AVX2. idiap's pytorch-fast-transformers is timed beside ours where it can be imported.
+
+On a GPU (--device cuda; bfloat16 unless --dtype says otherwise) times are those of CUDA graphs, by events, with eager calls
+beside them; SDPA has its best backend. --suite adds the cases of docs/cuda.md.
 """
 
 import argparse
@@ -22,11 +26,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import operators_gpu
 import torch
 from machine import command, environment, summary, take_turns
 from operator_memory import extra_memory
 from operator_methods import IDIAP_PACKAGE, SDPA, TOLERANCES, budgets, check, idiap_missing, idiap_version, methods_for
-from timed_cases import LENGTHS, Case, suite
+from timed_cases import GPU_LENGTHS, LENGTHS, Case, gpu_suite, suite
 
 import cuda_ops
 
@@ -35,7 +40,7 @@ INSTRUCTION_SET = "CUDA_OPS_INSTRUCTION_SET"  # cuda_ops reads it once, when it 
 
 def measured(case: Case, seconds: float) -> dict[str, Any]:
     """A case's description and, by length and method, times and memory: checked first, printed length by length."""
-    threads, backend = torch.get_num_threads(), cuda_ops.backend_for("cpu", getattr(torch, case.dtype))
+    threads, backend = torch.get_num_threads(), cuda_ops.backend_for(case.device, getattr(torch, case.dtype))
     torch.set_num_threads(case.threads)
     rows = {}
     try:
@@ -52,6 +57,8 @@ def measured(case: Case, seconds: float) -> dict[str, Any]:
 
 def measured_at(case: Case, tokens: int, seconds: float) -> dict[str, dict[str, float | None]]:
     """Times, in turns, and memory of every method at one length."""
+    if case.device == "cuda":
+        return operators_gpu.measured_at(case, tokens, seconds)
     inputs, methods = case.inputs(tokens), methods_for(case)
     times = summary(take_turns({name: method(inputs, None) for name, method in methods.items()}, seconds), SDPA)
     memory = extra_memory(case, list(methods), tokens)
@@ -60,15 +67,17 @@ def measured_at(case: Case, tokens: int, seconds: float) -> dict[str, dict[str, 
 
 def print_header(case: Case, backend: str) -> None:
     shape = f"B={case.batch}, H={case.heads}, D={case.head_size}, {case.dtype}"
-    print(f"\n{case.name}: {shape}, {case.padding:.0%} padding, {case.threads} threads, operators {backend}")
+    threads = f"{case.threads} threads, " if case.device == "cpu" else ""
+    print(f"\n{case.name}: {shape}, {case.padding:.0%} padding, {threads}operators {backend}")
     print(f"{'tokens':>7}  {'method':<40}{'median ms':>11}{'least':>10}{'most':>10}{'× SDPA':>8}{'extra MiB':>11}")
 
 
 def print_rows(tokens: int, rows: dict[str, dict[str, float | None]]) -> None:
     for name, row in rows.items():
         memory = "–" if row["extra_memory_mib"] is None else f"{row['extra_memory_mib']:,.1f}"
+        title = f"{name} ({row['backend']})" if "backend" in row else name
         print(
-            f"{tokens:>7}  {name:<40}{row['median_ms']:>11,.2f}{row['least_ms']:>10,.2f}{row['most_ms']:>10,.2f}"
+            f"{tokens:>7}  {title:<40}{row['median_ms']:>11,.3f}{row['least_ms']:>10,.3f}{row['most_ms']:>10,.3f}"
             f"{row['times_sdpa']:>8.2f}{memory:>11}",
             flush=True,
         )
@@ -111,7 +120,7 @@ def measured_elsewhere(case: Case, seconds: float) -> dict[str, Any] | None:
 def take_suite(base: Case, lengths: Sequence[int] | None, seconds: float) -> list[dict[str, Any]]:
     """Every further case with its name; all with the given lengths, if there are some."""
     taken = []
-    for case in suite(base):
+    for case in gpu_suite(base) if base.device == "cuda" else suite(base):
         asked = case if lengths is None else replace(case, tokens=tuple(lengths))
         found = measured(asked, seconds) if asked.instruction_set is None else measured_elsewhere(asked, seconds)
         if found is not None:
@@ -123,7 +132,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, nargs="+", help="lengths; with --suite, those of every case")
     parser.add_argument("--shape", type=int, nargs=3, metavar=("B", "H", "D"), default=[1, 12, 64])
-    parser.add_argument("--dtype", choices=list(TOLERANCES), default="float32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--dtype", choices=list(TOLERANCES), help="float32; on a GPU bfloat16")
     parser.add_argument("--padding", type=float, default=0.0, help="fraction of each row's tokens, 0 or more, below 1")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--instruction-set", choices=["portable", "avx2", "avx512"], help="that our operators use")
@@ -131,6 +141,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=4.0, help="for each length, at least five turns")
     parser.add_argument("--output", type=Path, help="the results file")
     options = parser.parse_args()
+    options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
+    if options.device == "cuda":
+        require_gpu(parser, getattr(torch, options.dtype))
     if not 0 <= options.padding < 1:
         parser.error(f"--padding is a fraction, 0 or more and below 1, got {options.padding}")
     for name in ("tokens", "shape", "threads"):
@@ -138,6 +151,14 @@ def parse() -> argparse.Namespace:
         if values is not None and min(values if isinstance(values, list) else [values]) < 1:
             parser.error(f"--{name} takes whole numbers from 1, got {values}")
     return options
+
+
+def require_gpu(parser: argparse.ArgumentParser, dtype: torch.dtype) -> None:
+    """Ends the command where there is no GPU, or where its times would be those of the reference."""
+    if not torch.cuda.is_available():
+        parser.error("--device cuda needs a GPU that torch sees, and there is none")
+    if cuda_ops.backend_for("cuda", dtype) != "cuda":
+        parser.error(f"no CUDA operators for {dtype}: python -m cuda_ops tells what was built")
 
 
 def restart_with(instruction_set: str) -> None:
@@ -154,14 +175,18 @@ def main() -> None:
         restart_with(options.instruction_set)
     torch.set_num_threads(options.threads)
     batch, heads, head_size = options.shape
-    lengths = tuple(options.tokens or LENGTHS)
-    base = Case("base", options.threads, lengths, batch, heads, head_size, options.dtype, options.padding)
-    if idiap_missing():
+    on_gpu = options.device == "cuda"
+    lengths = tuple(options.tokens or (GPU_LENGTHS if on_gpu else LENGTHS))
+    shape = (batch, heads, head_size, options.dtype, options.padding)
+    base = Case("base", options.threads, lengths, *shape, device=options.device)
+    if idiap_missing() and not on_gpu:
         print(f"idiap's {IDIAP_PACKAGE} is left out: it cannot be imported ({idiap_missing()}).")
     results: dict[str, Any] = {"command": command(), "date": date.today().isoformat(), **environment()}
-    if not idiap_missing():
+    if on_gpu:
+        results["machine"] = operators_gpu.machine()
+    elif not idiap_missing():
         results["versions"][IDIAP_PACKAGE] = idiap_version()
-    results |= {**measured(base, options.seconds), "budgets": budgets()}
+    results |= {**measured(base, options.seconds), "budgets": budgets(options.device)}
     results["cases"] = take_suite(base, options.tokens, options.seconds) if options.suite else []
     if options.output:
         options.output.parent.mkdir(parents=True, exist_ok=True)

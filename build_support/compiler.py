@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,21 +30,35 @@ def describe(compiler: Sequence[str]) -> str:
     return answer.stdout.partition("\n")[0].strip() or " ".join(compiler)
 
 
-def compile_objects(compiler: Sequence[str], flags_by_source: dict[Path, list[str]], folder: Path) -> list[Path]:
-    """Compiles every source that changed since its object was made, several at a time; returns all objects in order."""
+def compile_objects(
+    compiler: Sequence[str],
+    flags_by_source: Mapping[Path, Sequence[str]],
+    folder: Path,
+    other_commands: Mapping[Path, Sequence[str]] | None = None,
+) -> list[Path]:
+    """Compiles every source that changed since its object was made, several at a time; returns all objects in order.
+
+    Args:
+        compiler: the C++ compiler.
+        flags_by_source: its flags for each source.
+        folder: where the objects are kept.
+        other_commands: sources that another compiler compiles, each with its command; they come first.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     jobs = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)
+    commands = dict(other_commands or {})
+    commands |= {source: [*compiler, *_user_flags("CXXFLAGS"), *flags] for source, flags in flags_by_source.items()}
 
     def compile_one(source: Path) -> Path:
         target = folder / ("-".join(source.parts[-3:]) + ".o")
-        command = [*compiler, *_user_flags("CXXFLAGS"), *flags_by_source[source], "-c", str(source), "-o", str(target)]
+        command = [*commands[source], "-c", str(source), "-o", str(target)]
         if not _is_current(target, command):
             _run([*command, "-MD", "-MF", str(target.with_suffix(".d"))])
             target.with_suffix(".command").write_text(shlex.join(command))
         return target
 
     with ThreadPoolExecutor(jobs) as pool:
-        objects = [pool.submit(compile_one, source) for source in flags_by_source]
+        objects = [pool.submit(compile_one, source) for source in commands]
         try:
             return [made.result() for made in objects]
         except CompilerError:
@@ -52,11 +66,13 @@ def compile_objects(compiler: Sequence[str], flags_by_source: dict[Path, list[st
             raise
 
 
-def link(compiler: Sequence[str], objects: Sequence[Path], target: Path, library_folder: Path) -> None:
-    """Links the objects with torch's CPU library, which is found at run time because torch was imported before."""
+def link(
+    compiler: Sequence[str], objects: Sequence[Path], target: Path, library_folder: Path, others: Sequence[str] = ()
+) -> None:
+    """Links the objects with torch's CPU library, which is found at run time because torch was imported before, and with `others`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     kind = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
-    files = [*map(str, objects), f"-L{library_folder}", "-ltorch_cpu"]
+    files = [*map(str, objects), f"-L{library_folder}", "-ltorch_cpu", *others]
     _run([*compiler, *kind, *files, *_user_flags("LDFLAGS"), "-o", str(target)])
 
 

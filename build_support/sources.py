@@ -61,14 +61,37 @@ def glue_sources(root: Path) -> list[Path]:
     return [folder / "module.cpp", *sorted((folder / "cpu").glob("*.cpp"))]
 
 
+def cuda_kernel_sources(root: Path) -> list[Path]:
+    """The files of CUDA kernels, which nvcc compiles and which see no torch."""
+    return sorted((root / SOURCE_FOLDER / "cuda" / "kernels").glob("*.cu"))
+
+
+def cuda_glue_sources(root: Path) -> list[Path]:
+    """The sources of the CUDA operators that see torch, and of CUDA nothing."""
+    return sorted((root / SOURCE_FOLDER / "cuda").glob("*.cpp"))
+
+
 def flags_by_source(root: Path, include: list[Path]) -> dict[Path, list[str]]:
-    """Every source of the library with its compiler flags.
+    """Every source of the library for the CPU with its compiler flags.
 
     `include` are the folders of headers that are not ours (torch, Python): as system headers they cause no warnings.
     """
-    common = [*COMMON_FLAGS, f"-I{root / SOURCE_FOLDER}", *(["-DCUDA_OPS_X86"] if is_x86_64() else [])]
-    system = [flag for folder in include for flag in ("-isystem", str(folder))]
-    flags = {source: [*common, *STABLE_INTERFACES, *system] for source in glue_sources(root)}
+    common = _common_flags(root)
+    flags = {source: [*common, *STABLE_INTERFACES, *_system(include)] for source in glue_sources(root)}
     for name, source in kernel_sources(root).items():
         flags[source] = [*common, *INSTRUCTION_SET_FLAGS[name]]
     return flags
+
+
+def cuda_glue_flags(root: Path, include: list[Path]) -> dict[Path, list[str]]:
+    """The same for the CUDA operators' sources that the C++ compiler takes."""
+    flags = [*_common_flags(root), *STABLE_INTERFACES, *_system(include)]
+    return dict.fromkeys(cuda_glue_sources(root), flags)
+
+
+def _common_flags(root: Path) -> list[str]:
+    return [*COMMON_FLAGS, f"-I{root / SOURCE_FOLDER}", *(["-DCUDA_OPS_X86"] if is_x86_64() else [])]
+
+
+def _system(include: list[Path]) -> list[str]:
+    return [flag for folder in include for flag in ("-isystem", str(folder))]

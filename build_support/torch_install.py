@@ -24,10 +24,11 @@ print(json.dumps(list(spec.submodule_search_locations or []) if spec else []))
 
 @dataclass(frozen=True)
 class TorchInstall:
-    """A folder that holds an installed torch, and the version it has."""
+    """A folder that holds an installed torch, the version it has, and the version of CUDA that it is for, or None."""
 
     root: Path
     version: str
+    cuda: str | None = None
 
     @property
     def include(self) -> Path:
@@ -59,8 +60,13 @@ def read_torch(root: Path) -> TorchInstall | None:
     version_file = root / "version.py"
     if not version_file.is_file() or not (root / "include").is_dir() or not (root / "lib").is_dir():
         return None
-    match = re.search(r"^__version__\s*=\s*['\"](\d+\.\d+[^'\"]*)['\"]", version_file.read_text(), re.MULTILINE)
-    return TorchInstall(root, match.group(1)) if match else None
+    text = version_file.read_text()
+    version = re.search(r"^__version__\s*=\s*['\"](\d+\.\d+[^'\"]*)['\"]", text, re.MULTILINE)
+    if not version:
+        return None
+    # `cuda: Optional[str] = '13.0'`, or a version such as 2.11.0+cu130
+    cuda = re.search(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE) or re.search(r"\+cu(\d+)", version[1])
+    return TorchInstall(root, version[1], cuda[1] if cuda else None)
 
 
 def requirement() -> str:

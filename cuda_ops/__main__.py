@@ -23,12 +23,21 @@ def report(found: Status) -> str:
             "library": found.library,
             "built against": f"torch {found.built_against}, with {found.compiler}",
             "CPU": f"{', '.join(found.instruction_sets)}; in use: {found.active_instruction_set}",
-            "GPU": ", ".join(found.cuda_architectures) or "none; tensors on a GPU run on the PyTorch reference",
         }
+        facts |= _gpu_facts(found)
     else:
         facts |= {"operators": "not compiled: everything runs on the PyTorch reference, which is slow"}
         facts |= {"reason": found.reason, "remedy": found.remedy}
     return "\n".join(f"{name + ':':<15}{fact}" for name, fact in facts.items())
+
+
+def _gpu_facts(found: Status) -> dict[str, str | None]:
+    if found.cuda_architectures:
+        return {"GPU": f"{', '.join(found.cuda_architectures)}; by nvcc {found.cuda}"}
+    return {
+        "GPU": f"none; tensors on a GPU run on the PyTorch reference, which is slow: {found.cuda_reason}",
+        "GPU remedy": found.cuda_remedy,
+    }
 
 
 def main() -> int:

@@ -39,8 +39,11 @@ class Status:
         built_against: the torch it was compiled against. Any torch from 2.11 on can load it.
         instruction_sets: the CPU instruction sets that it has code for.
         active_instruction_set: the one that this process uses.
-        cuda_architectures: the GPU architectures that it has code for.
+        cuda_architectures: the GPU architectures that it has code for, such as "9.0"; "9.0+PTX" serves later ones too.
         compiler: the compiler that made it.
+        cuda: the version of nvcc that made the code for GPUs, or None.
+        cuda_reason: why there is no code for GPUs; None if there is.
+        cuda_remedy: what to do about that; None if there is.
     """
 
     compiled: bool
@@ -52,6 +55,9 @@ class Status:
     active_instruction_set: str | None = None
     cuda_architectures: tuple[str, ...] = ()
     compiler: str | None = None
+    cuda: str | None = None
+    cuda_reason: str | None = None
+    cuda_remedy: str | None = None
 
 
 @functools.cache
@@ -88,12 +94,20 @@ def warn_if_reference(device_type: str, dtype: torch.dtype) -> None:
     """Warns, once for each cause, if such tensors run on the reference. Silent in `torch.compile` and on "meta": nothing runs."""
     if device_type == "meta" or torch.compiler.is_compiling() or backend_for(device_type, dtype) != "reference":
         return
-    found = status()
-    reason, remedy = found.reason, found.remedy
-    if found.compiled:
-        reason = f"the installed library has no operators for {dtype} tensors on {device_type!r}"
-        remedy = "python -m cuda_ops lists what was built"
+    reason, remedy = _why_reference(status(), device_type, dtype)
     _warn_once(f"cuda_ops runs on its PyTorch reference, which is slow: {reason}. To change that, {remedy}.")
+
+
+def _why_reference(found: Status, device_type: str, dtype: torch.dtype) -> tuple[str | None, str | None]:
+    """Reason and remedy."""
+    if not found.compiled:
+        return found.reason, found.remedy
+    if device_type == "cuda" and not found.cuda_architectures:
+        return f"no operators for GPUs were built: {found.cuda_reason}", found.cuda_remedy
+    reason = f"the installed library has no operators for {dtype} tensors on {device_type!r}"
+    if device_type == "cuda":
+        return reason, "use float32, bfloat16 or float16"
+    return reason, "see what was built: python -m cuda_ops lists it"
 
 
 @functools.cache
@@ -131,6 +145,9 @@ def _load() -> Status:
         active_instruction_set=_text(symbols.cuda_ops_active_instruction_set),
         cuda_architectures=tuple(information["cuda_architectures"]),
         compiler=information["compiler"],
+        cuda=information.get("cuda"),
+        cuda_reason=information.get("cuda_reason"),
+        cuda_remedy=information.get("cuda_remedy"),
     )
 
 

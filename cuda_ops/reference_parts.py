@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cuda_ops.schemas import LIBRARY
+from cuda_ops.schemas import LIBRARY, REFERENCES
 
 CHUNK_ELEMENTS = 2**22
 """About how many numbers one chunk of queries may gather or score at once."""
@@ -40,7 +40,8 @@ def without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
 def reference_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Register a function as the reference of the operator of its name."""
     kernel = without_autocast(function)
-    LIBRARY.impl(function.__name__, kernel, "CompositeExplicitAutograd")
+    for library in (LIBRARY, REFERENCES):
+        library.impl(function.__name__, kernel, "CompositeExplicitAutograd")
     return kernel
 
 

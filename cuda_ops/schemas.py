@@ -49,9 +49,12 @@ SCHEMAS = (
     " float scale) -> (Tensor, Tensor, Tensor)",
 )
 
-# The registrations live as long as this object.
+# The registrations live as long as these objects. The second holds the references alone, for compiled operators that
+# leave a dtype to them.
 LIBRARY = torch.library.Library(NAMESPACE, "DEF")
+REFERENCES = torch.library.Library(f"{NAMESPACE}_reference", "DEF")
 for schema in SCHEMAS:
     # flexible_layout: every kernel reads its inputs by strides, so a compiler need not copy them into an order of its
     # own choice.
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
+    REFERENCES.define(schema)

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import budgets_page
+import cuda_page
 import fidelity_page
 import model_page
 import operators_page
@@ -27,6 +28,7 @@ DOCUMENTS = [
     "CHANGELOG.md",
     "docs/algorithm.md",
     "docs/calibration.md",
+    "docs/cuda.md",
     "docs/long-texts.md",
     "docs/budgets.md",
     "docs/fidelity.md",
@@ -136,11 +138,11 @@ def test_calibration_commands_parse() -> None:
 
 
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", text_of("Makefile"), flags=re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), flags=re.MULTILINE))
     named = {
         word
         for document in DOCUMENTS
-        for word in re.findall(r"`make ([a-z]+)`|^make ([a-z]+)", text_of(document), re.M)
+        for word in re.findall(r"`make ([a-z-]+)`|^make ([a-z-]+)", text_of(document), re.M)
     }
     named_targets = {first or second for first, second in named}
     assert named_targets >= {"demo", "test"}
@@ -188,7 +190,9 @@ def test_the_readme_table_is_what_the_demo_wrote() -> None:
     assert readme_tables.updated(text_of("README.md")) == text_of("README.md")
 
 
-@pytest.mark.parametrize("page", [fidelity_page, budgets_page, model_page, operators_page], ids=lambda page: page.NAME)
+@pytest.mark.parametrize(
+    "page", [fidelity_page, budgets_page, model_page, operators_page, cuda_page], ids=lambda page: page.NAME
+)
 def test_pages_are_what_the_results_say(page: ModuleType) -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.updated(text, page.kept_results()) == text

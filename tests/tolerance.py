@@ -6,7 +6,13 @@
 largest expected magnitude (or what the caller says, where terms larger than the result cancel). The second term is the
 floor: a reference may be exact by luck. Where the PyTorch reference is itself under test there is nothing to compare
 with, and the floor alone is the bound, with more units.
+
+On a GPU, 16-bit inputs meet 16-bit weights on the way (the tensor cores multiply nothing else), so that a result in
+float32 is as exact as 16 bits allow: ``eps`` is then that of the inputs, see ``rounded_to``.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -15,6 +21,16 @@ FLOOR_UNITS = 4
 """Units of the floor beside the reference's own error."""
 REFERENCE_UNITS = 32
 """Units of the floor where the reference itself is tested."""
+
+_coarsest: list[torch.dtype] = []
+
+
+@contextmanager
+def rounded_to(dtype: torch.dtype) -> Iterator[None]:
+    """Within it, what is computed from tensors of this dtype is no more exact than they are."""
+    _coarsest.append(dtype)
+    yield
+    _coarsest.pop()
 
 
 def as_float64(x: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -47,7 +63,7 @@ def assert_close(
         units = REFERENCE_UNITS if reference is None else FLOOR_UNITS
     if scale is None:
         scale = float(np.abs(want[~infinite]).max(initial=0.0))
-    allowed = units * torch.finfo(actual.dtype).eps * scale
+    allowed = units * max(torch.finfo(dtype).eps for dtype in (actual.dtype, *_coarsest)) * scale
     if reference is not None:
         allowed += (3 if gradient else 2) * largest_error(as_float64(reference), want)
     error = largest_error(got, want)

@@ -1,75 +1,227 @@
-// Runs every kernel in every order of threads and compares with plain loops. Exit status: 0 where all agree, 3 where they do not; the host's own checks abort.
+// Runs every kernel once in each order of threads and prints a number for what it wrote: the same in all orders, and whatever is planted in a kernel changes it or is
+// reported. A stage takes a few lines: memory that it needs, its launcher, what it wrote. The tests compile this plain and with each sanitizer.
+#include <climits>
 #include <cmath>
 #include <cstdio>
+#include <memory>
+#include <string>
 #include <vector>
 
-#include "../../cuda_ops/csrc/cuda/kernels/group_mean.h"
-#include "../../cuda_ops/csrc/cuda/kernels/hash_vectors.h"
-#include "../../cuda_ops/csrc/cuda/kernels/valid_tokens.h"
+#include "centroid_attention.h"
+#include "centroid_scores.h"
+#include "cluster_codes.h"
+#include "cluster_rows.h"
+#include "exact_attention.h"
+#include "full_attention.h"
+#include "full_attention_backward.h"
+#include "group_mean.h"
+#include "group_scatter.h"
+#include "hash_vectors.h"
+#include "improved_clustered_backward.h"
+#include "refined_attention.h"
+#include "tail.h"
+#include "top_keys.h"
+#include "valid_tokens.h"
 
 using namespace cuda_ops;
 
 namespace {
 
-constexpr int64_t N = 301, D = 70, C = 3, P = 63;
+constexpr int64_t B = 2, H = 2, GROUP = 2, N = 67, D = 70, C = 5, K = 7, M = 3, P = 70, SAMPLE = 32, WORDS = (P + 63) / 64;
+constexpr int64_t LONG = 2100, MANY = 5;  // tokens and clusters of lists that are cut into several parts
+constexpr Shape SHAPE{B, H, N, D, GROUP};
+constexpr float SCALE = 0.3f;
+const Budgets BUDGETS{C, K, M, 2, {{0, 4, 5, 2, 16}, {40, C, K, M, SAMPLE}}};
 
-struct Inputs {
-  std::vector<float> x = std::vector<float>(N * D), planes = std::vector<float>(P * D);
-  std::vector<int32_t> groups = std::vector<int32_t>(N);
-  std::vector<char> mask = std::vector<char>(2 * 3000);
-  Inputs() {
-    std::mt19937 random{7};
-    std::normal_distribution<float> normal;
-    for (float& value : x) value = normal(random);
-    for (float& value : planes) value = normal(random);
-    for (int32_t& group : groups) group = int32_t(random() % C);
-    for (char& valid : mask) valid = random() % 5 < 3;
-  }
+// Each array is memory of its own, so that AddressSanitizer sees where it ends; NaN, as integers -1, until something is written.
+std::vector<std::unique_ptr<char[]>> arrays;
+template <class T>
+T* memory(int64_t count) {
+  arrays.emplace_back(new char[size_t(count) * sizeof(T)]);
+  std::memset(arrays.back().get(), 0xff, size_t(count) * sizeof(T));
+  return reinterpret_cast<T*>(arrays.back().get());
+}
+template <class T>
+T* zeros(int64_t count) {
+  T* array = memory<T>(count);
+  std::memset(static_cast<void*>(array), 0, size_t(count) * sizeof(T));
+  return array;
+}
+
+template <class T>
+void wrote(const char* stage, const T* array, int64_t count) {
+  uint64_t hash = 1469598103934665603u;
+  for (size_t i = 0; i < size_t(count) * sizeof(T); ++i) hash = (hash ^ reinterpret_cast<const unsigned char*>(array)[i]) * 1099511628211u;
+  std::printf("%s %016llx\n", stage, static_cast<unsigned long long>(hash));
+}
+
+std::mt19937 numbers;
+float normal() {
+  float sum = 0;
+  for (int i = 0; i < 12; ++i) sum += float(numbers()) / 4294967296.0f;
+  return sum - 6;
+}
+
+template <class T>
+constexpr Type type_of = std::is_same_v<T, float> ? Type::float32 : std::is_same_v<T, bfloat16> ? Type::bfloat16 : Type::float16;
+
+// (B, heads, N, D), NaN where a token is not valid.
+template <class T>
+Vectors random_vectors(int64_t heads, const bool* mask) {
+  T* x = memory<T>(B * heads * N * D);
+  for (int64_t i = 0; i < B * heads * N * D; ++i) narrow(mask[i / (heads * N * D) * N + i / D % N] ? normal() : NAN, x[i]);
+  return {x, heads * N * D, N * D, D, 1, type_of<T>};
+}
+
+struct Rows {
+  bool* mask;
+  Tokens tokens;
 };
-
-bool hashes_agree(const Inputs& in) {
-  std::vector<uint64_t> codes(N, ~uint64_t(0));
-  hash_vectors({in.x.data(), N * D, N * D, D, 1, Type::float32}, in.planes.data(), {nullptr, 0, 0}, 1, 1, N, D, P, codes.data(), nullptr);
-  for (int64_t i = 0; i < N; ++i)
-    for (int64_t p = 0; p < 64; ++p) {
-      double product = 0;
-      for (int64_t d = 0; p < P && d < D; ++d) product += double(in.x[size_t(i * D + d)]) * in.planes[size_t(p * D + d)];
-      if ((std::abs(product) > 1e-4 || p >= P) && (codes[size_t(i)] >> p & 1) != uint64_t(product > 0)) return false;
-    }
-  return true;
+Rows list_rows(int64_t tokens, int likely) {
+  bool* mask = memory<bool>(B * tokens);
+  for (int64_t i = 0; i < B * tokens; ++i) mask[i] = int(numbers() % 10) < (i < tokens ? 8 : likely);
+  int32_t *positions = memory<int32_t>(B * tokens), *indices = memory<int32_t>(B * tokens), *counts = memory<int32_t>(B);
+  launch::list_valid_tokens({mask, tokens, 1}, B, tokens, positions, indices, counts, nullptr);
+  wrote("positions", positions, B * tokens);
+  wrote("indices", indices, B * tokens);
+  wrote("counts", counts, B);
+  return {mask, {positions, indices, counts, tokens, 0, INT64_MAX}};
 }
 
-bool means_agree(const Inputs& in) {
-  std::vector<float> means(C * D, NAN);
-  group_mean({in.x.data(), N * D, N * D, D, 1, Type::float32}, in.groups.data(), 1, 1, N, D, C, 1, means.data(), nullptr);
-  for (int64_t c = 0; c < C; ++c)
-    for (int64_t d = 0; d < D; ++d) {
-      double sum = 0, members = 0;
-      for (int64_t i = 0; i < N; ++i)
-        if (in.groups[size_t(i)] == c) sum += in.x[size_t(i * D + d)], members += 1;
-      if (!(std::abs(means[size_t(c * D + d)] - sum / members) < 1e-5)) return false;
-    }
-  return true;
+Groups group(const Rows& rows, int64_t clusters, int32_t** assignment) {
+  const int64_t tokens = rows.tokens.N;
+  *assignment = memory<int32_t>(B * H * tokens);
+  for (int64_t i = 0; i < B * H * tokens; ++i) (*assignment)[i] = rows.mask[i / (H * tokens) * tokens + i % tokens] ? int32_t(numbers() % unsigned(clusters)) : -1;
+  int32_t *order = memory<int32_t>(B * H * tokens), *first = memory<int32_t>(B * H * (clusters + 1));
+  const int64_t counts = B * H * group_parts(tokens) * clusters;
+  const launch::Grouping grouping{*assignment, clusters, memory<int32_t>(counts), memory<int32_t>(counts), order, first};
+  launch::group_tokens(&grouping, 1, rows.tokens, B, H, nullptr);
+  wrote("order", order, B * H * tokens);
+  wrote("first", first, B * H * (clusters + 1));
+  return {order, first};
 }
 
-bool valid_tokens_agree(const Inputs& in) {
-  std::vector<int32_t> positions(2 * 3000, -1), counts(2, -1);
-  list_valid_tokens({reinterpret_cast<const bool*>(in.mask.data()), 3000, 1}, 2, 3000, positions.data(), counts.data(), nullptr);
-  for (int64_t b = 0; b < 2; ++b) {
-    int32_t found = 0;
-    for (int32_t i = 0; i < 3000; ++i)
-      if (in.mask[size_t(b * 3000 + i)] && positions[size_t(b * 3000 + found++)] != i) return false;
-    if (counts[size_t(b)] != found) return false;
+template <class T>
+void run() {
+  int32_t *clusters, *key_clusters, *ignored;
+  group(list_rows(LONG, 9), MANY, &ignored);
+  const Rows rows = list_rows(N, 4);
+  const Vectors q = random_vectors<T>(H, rows.mask), k = random_vectors<T>(H / GROUP, rows.mask), v = random_vectors<T>(H / GROUP, rows.mask);
+  const Vectors out = random_vectors<T>(H, rows.mask);
+  const int64_t elements = B * H * N * D;
+
+  float* planes = memory<float>(P * D);
+  for (int64_t i = 0; i < P * D; ++i) planes[i] = normal();
+  uint64_t* codes = memory<uint64_t>(B * H * N * WORDS);
+  launch::hash_vectors(q, planes, rows.tokens, B, H, D, P, codes, nullptr);
+  wrote("hash_vectors", codes, B * H * N * WORDS);
+
+  int32_t* hashed = memory<int32_t>(B * H * N);
+  uint64_t* code_centroids = memory<uint64_t>(B * H * C * WORDS);
+  launch::cluster_codes(codes, rows.tokens, B, H, P, C, 3, zeros<int32_t>(launch::cluster_codes_memory(B, H, P, C)), hashed, code_centroids, nullptr);
+  wrote("cluster_codes", hashed, B * H * N);
+  wrote("code_centroids", code_centroids, B * H * C * WORDS);
+
+  const auto side = [&](const Vectors& x, int64_t heads, int64_t most, bool keys) {
+    return launch::RowClusters{x, heads, most, keys, memory<float>(B * heads * most * D), memory<float>(B * heads * most),
+                               memory<int32_t>(B * heads * launch::cluster_rows_memory(N, most, SAMPLE)), memory<int32_t>(B * H * N), H / heads};
+  };
+  const launch::RowClusters sides[] = {side(q, H, C, false), side(k, H / GROUP, M, true)};
+  launch::cluster_rows(sides, 2, rows.tokens, BUDGETS, B, D, 3, nullptr);
+  for (const launch::RowClusters& each : sides) {
+    wrote("cluster_rows", each.assignment, B * H * N);
+    wrote("row_centroids", each.centroids, B * each.heads * each.C * D);
   }
-  return true;
+
+  const Groups groups = group(rows, C, &clusters), key_groups = group(rows, M, &key_clusters);
+  float* centroids = memory<float>(B * H * C * D);
+  launch::group_mean(q, rows.tokens, groups, B, H, D, C, SCALE, centroids, nullptr);
+  wrote("group_mean", centroids, B * H * C * D);
+
+  float* scattered = memory<float>(elements);
+  launch::group_scatter(centroids, clusters, B, H, N, C, D * int64_t(sizeof(float)), scattered, nullptr);
+  wrote("group_scatter", scattered, elements);
+
+  float* scores = memory<float>(B * H * C * N);
+  launch::centroid_scores(centroids, k, rows.tokens, SHAPE, BUDGETS, scores, nullptr);
+  wrote("centroid_scores", scores, B * H * C * N);
+
+  int32_t* top = memory<int32_t>(B * H * C * K);
+  launch::top_keys(scores, rows.tokens, B, H, BUDGETS, top, nullptr);
+  wrote("top_keys", top, B * H * C * K);
+
+  const int64_t parts = launch::centroid_attention_parts(N);
+  float *rest = memory<float>(B * H * C * D), *top_mass = memory<float>(B * H * C), *log_mass = memory<float>(B * H * C);
+  launch::centroid_attention(scores, v, rows.tokens, SHAPE, top, BUDGETS, memory<float>(B * H * parts * C * D), memory<float>(B * H * parts * C * 3), rest, top_mass,
+                             log_mass, nullptr);
+  wrote("centroid_attention", rest, B * H * C * D);
+  wrote("top_mass", top_mass, B * H * C);
+  wrote("log_mass", log_mass, B * H * C);
+
+  const int64_t segments = launch::tail_segments(N, M), cells = B * H * C * M;
+  const Cells tail{memory<float>(cells), memory<float>(cells), memory<float>(cells * D), memory<float>(cells * D)};
+  launch::tail(scores, k, v, rows.tokens, SHAPE, key_groups, 1, top, BUDGETS, memory<float>(B * H * segments * C * 2 * D), memory<float>(B * H * segments * C * 3), tail,
+               nullptr);
+  wrote("tail", tail.keys, cells * D);
+  wrote("tail_values", tail.values, cells * D);
+  wrote("tail_mass", tail.log_mass, cells);
+  wrote("tail_spread", tail.spread, cells);
+
+  float* query_mass = memory<float>(B * H * N);
+  launch::full_attention(q, k, v, rows.tokens, SHAPE, SCALE, out, query_mass, nullptr);
+  launch::clear_padding(rows.tokens, SHAPE, out, query_mass, nullptr);
+  wrote("full_attention", static_cast<const T*>(out.base), elements);
+  wrote("query_mass", query_mass, B * H * N);
+
+  launch::exact_attention(q, k, v, rows.tokens, SHAPE, groups, top, top_mass, BUDGETS, SCALE, {rest, log_mass, query_mass}, out, nullptr);
+  wrote("exact_attention", static_cast<const T*>(out.base), elements);
+  wrote("exact_mass", query_mass, B * H * N);
+
+  launch::refined_attention(q, k, v, rows.tokens, SHAPE, groups, {centroids, scores, tail, key_clusters, top, 3, SCALE}, BUDGETS, out, query_mass, nullptr);
+  wrote("refined_attention", static_cast<const T*>(out.base), elements);
+  wrote("refined_mass", query_mass, B * H * N);
+
+  const Vectors grad_k = random_vectors<T>(H / GROUP, rows.mask), grad_v = random_vectors<T>(H / GROUP, rows.mask);
+  const auto wrote_gradients = [&] {
+    wrote("grad_q", static_cast<const T*>(out.base), elements);
+    wrote("grad_k", static_cast<const T*>(grad_k.base), elements / GROUP);
+    wrote("grad_v", static_cast<const T*>(grad_v.base), elements / GROUP);
+  };
+  const Incoming in{random_vectors<T>(H, rows.mask), q, k, v, rows.tokens, SHAPE, SCALE};
+  float* statistics = memory<float>(B * H * N * 3);
+  launch::row_statistics(in, all_tokens(N), statistics, nullptr);
+  launch::query_gradients(in, all_tokens(N), statistics, nullptr, nullptr, out, nullptr);
+  launch::key_gradients(in, statistics, grad_k, grad_v, nullptr);
+  wrote_gradients();
+
+  int32_t *keys = memory<int32_t>(B * H * C * K), *counts = memory<int32_t>(B * H * C);
+  launch::list_top_keys(top, rows.tokens, B, H, C, K, keys, counts, nullptr);
+  const Lists lists{groups, keys, counts, C, K};
+  launch::row_statistics(in, lists, statistics, nullptr);
+  const Budgets all{C, K, M, 1, {{0, C, K, M, SAMPLE}}};
+  float *weights = memory<float>(B * H * C * N), *products = memory<float>(B * H * C * N), *mean_grad = memory<float>(B * H * C * D), *mass = memory<float>(B * H * C);
+  launch::group_mean(in.grad, rows.tokens, groups, B, H, D, C, 1, mean_grad, nullptr);
+  launch::centroid_scores(centroids, k, rows.tokens, SHAPE, all, weights, nullptr);
+  launch::centroid_scores(mean_grad, v, rows.tokens, SHAPE, all, products, nullptr);
+  launch::centroid_gradients(rows.tokens, lists, B, H, statistics, weights, products, mass, nullptr);
+  float* means = memory<float>(B * H * C * D);
+  launch::mean_gradients(products, k, rows.tokens, SHAPE, groups, C, memory<float>(B * H * launch::mean_gradient_parts(N) * C * D), means, nullptr);
+  launch::query_gradients(in, lists, statistics, mass, means, out, nullptr);
+  float *slots_k = memory<float>(B * H * C * K * D), *slots_v = memory<float>(B * H * C * K * D);
+  launch::listed_key_gradients(in, lists, statistics, mass, slots_k, slots_v, nullptr);
+  launch::clustered_key_gradients({products, weights, centroids, mean_grad, slots_k, slots_v}, rows.tokens, SHAPE, lists, grad_k, grad_v, nullptr);
+  wrote_gradients();
 }
 
 }  // namespace
 
-int main() {
-  const Inputs in;
-  for (int order = 0; order < 5; ++order) {
-    host_cuda::order = host_cuda::Order(order);
-    if (!hashes_agree(in) || !means_agree(in) || !valid_tokens_agree(in)) return 3;
+// Which orders, as digits; all of them if nothing is said.
+int main(int count, char** arguments) {
+  for (const char order : std::string(count > 1 ? arguments[1] : "01234")) {
+    host_cuda::order = host_cuda::Order(order - '0');
+    numbers.seed(7);
+    run<float>();
+    run<bfloat16>();
+    arrays.clear();
   }
 }

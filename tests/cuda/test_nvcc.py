@@ -1,38 +1,52 @@
 """The same files compiled for GPUs: every architecture, no warnings, no spills. Skipped where there is no nvcc."""
 
-import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from host_kernels import sources
+from cuda_registers import known_architectures, quick_command, readable, usages
+from host_library import HERE, kernel_sources
 
-# The default list of architectures, as far as the toolkit knows them.
-WANTED = ("80", "86", "89", "90", "100", "120")
 SHARED_LIMIT = 48 * 1024
+OUTPUT = """
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '_ZN40_GLOBAL__N__9a_12_group_mean_cu_c40aefca4meanI5HeadsEEvT_' for 'sm_80'
+ptxas info    : Function properties for _ZN40_GLOBAL__N__9a_12_group_mean_cu_c40aefca4meanI5HeadsEEvT_
+    16 bytes stack frame, 4 bytes spill stores, 8 bytes spill loads
+ptxas info    : Used 32 registers, used 1 barriers, 4608 bytes smem, 392 bytes cmem[0]
+ptxas info    : Compiling entry function '_Z5clearPf' for 'sm_120'
+ptxas info    : Function properties for _Z5clearPf
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 8 registers, used 0 barriers
+"""
 
 
-def known_architectures(nvcc: str) -> list[str]:
-    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout
-    return [one for one in WANTED if f"compute_{one}" in listed.split()]
+def test_what_the_compiler_says_is_read() -> None:
+    first, second = usages(OUTPUT)
+    assert first[1:] == ("80", 32, 12, 16, 4608)
+    assert second == ("_Z5clearPf", "120", 8, 0, 0, 0)
+    if shutil.which("c++filt"):
+        assert readable([first.name, second.name]) == ["mean<Heads>", "clear"]
 
 
-@pytest.mark.parametrize("source", sources(), ids=lambda source: str(source.stem))
+@pytest.mark.parametrize(
+    "source", [*kernel_sources(), HERE / "matrix_products.cu"], ids=lambda source: str(source.stem)
+)
 def test_every_architecture_compiles_without_spills(tmp_path: Path, source: Path) -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         pytest.skip("there is no nvcc")
     found = known_architectures(nvcc)
     assert found, "the toolkit knows none of the architectures that are built for"
-    code = [f"-gencode=arch=compute_{one},code=sm_{one}" for one in found]
-    flags = ["-std=c++20", "-O3", "-Xptxas=-v", "-Xcompiler=-Wall,-Wextra", "--threads=2"]
     made = subprocess.run(
-        [nvcc, *flags, *code, "-c", str(source), "-o", str(tmp_path / "object.o")], capture_output=True, text=True
+        quick_command(nvcc, found, source, tmp_path / "kernels.fatbin"), capture_output=True, text=True
     )
     assert made.returncode == 0, made.stderr
+    assert "__CUDA_ARCH__" not in source.read_text(encoding="utf-8"), "one intermediate code does for all architectures"
     assert "warning" not in made.stderr, made.stderr
-    spills = {int(number) for number in re.findall(r"(\d+) bytes spill", made.stderr)}
-    assert spills == {0}, made.stderr
-    shared = [int(number) for number in re.findall(r"(\d+) bytes smem", made.stderr)]
-    assert shared and max(shared) <= SHARED_LIMIT
+    kernels = usages(made.stderr)
+    assert len(kernels) == made.stderr.count("Compiling entry function")
+    assert bool(kernels) == ("CUDA_OPS_KERNEL" in source.read_text(encoding="utf-8"))
+    for one in kernels:
+        assert one.spill_bytes == 0 and one.shared_bytes <= SHARED_LIMIT, one

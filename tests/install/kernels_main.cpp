@@ -10,18 +10,18 @@
 
 #include "cpu/kernels/interface.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 ScratchBlock* new_block(size_t capacity) {
   void* memory = aligned_alloc(64, (capacity + 127) / 64 * 64);
   if (!memory) abort();
   return new (memory) ScratchBlock{nullptr, capacity, 0};
 }
 void share(int64_t, void (*)(const void*, int64_t, Scratch&), const void*) { abort(); }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu
 
 namespace {
 
-using namespace cuda_ops;
+using namespace cuda_ops::cpu;
 using Bytes = std::vector<char>;
 
 Bytes read(size_t bytes) {

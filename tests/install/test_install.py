@@ -1,6 +1,7 @@
 """Installing with pip, uv and build: the operators are compiled, no second torch is fetched, nothing is silently slow."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,11 +13,23 @@ import pytest
 import torch
 from environments import Environment, run, succeeded
 
+from build_support import cuda
+
 pytestmark = [
     pytest.mark.install,
     pytest.mark.skipif(not (shutil.which("g++") or shutil.which("c++")), reason="no C++ compiler on this machine"),
 ]
 
+
+def why_no_toolkit() -> str | None:
+    try:
+        cuda.find_toolkit()
+    except cuda.NoToolkit as error:
+        return f"no operators for GPUs can be compiled: {error}"
+    return None
+
+
+NO_TOOLKIT = why_no_toolkit()
 PACKAGES = ("bert_cluster", "cuda_ops", "glue_eval", "squad_eval")
 USE = """
 import json, warnings, torch, cuda_ops
@@ -42,6 +55,18 @@ def assert_compiled(environment: Environment) -> None:
 def use(environment: Environment, **variables: str) -> tuple[str, list[str]]:
     """Backend and warnings of two calls of an operator."""
     return json.loads(succeeded(environment.run("-c", USE, **variables)).splitlines()[-1])
+
+
+def dispatches(environment: Environment, operator: str, key: str) -> bool:
+    """Whether the library of this environment has registered a kernel of its own."""
+    asked = f"import torch, cuda_ops; print(torch._C._dispatch_has_kernel_for_dispatch_key('{operator}', '{key}'))"
+    return succeeded(environment.run("-c", asked)).splitlines()[-1] == "True"
+
+
+def names(*arguments: str) -> set[str]:
+    """What other objects see of the functions in these, by nm."""
+    listed = subprocess.run(["nm", *arguments], capture_output=True, text=True, check=True).stdout
+    return {match[1] for match in re.finditer(r"^[0-9a-f]+ [TWV] (.*)$", listed, re.MULTILINE)}
 
 
 def requirements(environment: Environment, project: Path, **variables: str) -> list[str]:
@@ -96,6 +121,52 @@ def test_pip_with_torch_fetches_no_other(
     output = pip_install(environment, project, setuptools_only, "--no-deps")
     assert "asks for torch" not in output
     assert_compiled(environment)
+    if torch.version.cuda is None:
+        reason = f"torch {torch.__version__}, which they were built against, has no CUDA"
+        assert f"no CUDA operators are built: {reason}. To change that, install a torch for CUDA, or set " in output
+        report = environment.run("-m", "cuda_ops").stdout
+        assert (
+            f"GPU:           none; tensors on a GPU run on the PyTorch reference, which is slow: {reason}\n" in report
+        )
+        assert (
+            "GPU remedy:    install a torch for CUDA, or set CUDA_OPS_WITH_CUDA=1 where there is nvcc, then " in report
+        )
+        assert not dispatches(environment, "cuda_ops::group_mean", "CUDA")
+
+
+@pytest.mark.skipif(NO_TOOLKIT is not None, reason=str(NO_TOOLKIT))
+def test_pip_with_operators_for_gpus(
+    environment: Environment, project: Path, wheelhouse: Path, setuptools_only: Path
+) -> None:
+    """They load beside a torch without CUDA too, and define nothing that another library could take for its own."""
+    succeeded(environment.pip("install", "torch", PIP_FIND_LINKS=str(wheelhouse)))
+    variables = {"CUDA_OPS_WITH_CUDA": "1", "CUDA_OPS_ARCHS": "8.0"}
+    output = pip_install(environment, project, setuptools_only, "--no-deps", **variables)
+    assert "CUDA operators are built by " in output
+    assert_compiled(environment)
+    assert f"GPU:           8.0; by nvcc {cuda.find_toolkit().version}\n" in environment.run("-m", "cuda_ops").stdout
+    assert dispatches(environment, "cuda_ops::group_mean", "CUDA")
+    asked = "import cuda_ops, torch; print([cuda_ops.backend_for('cuda', t) for t in (torch.half, torch.double)])"
+    assert succeeded(environment.run("-c", asked)).splitlines()[-1] == "['cuda', 'reference']"
+    (library,) = environment.folder.glob("lib/python*/site-packages/cuda_ops/_C.abi3.so")
+    exported = {name for name in names("--dynamic", "--defined-only", str(library)) if "cuda" in name}
+    assert exported == {"cuda_ops_active_instruction_set", "cuda_ops_instruction_sets"}
+    of_cpu, of_gpu = (
+        {name for name in names("--defined-only", "--demangle", *map(str, found)) if name.startswith("cuda_ops::")}
+        for found in ((project / "build" / "objects").glob(f"*{side}-*.o") for side in ("cpu", "cuda"))
+    )
+    assert of_cpu and of_gpu
+    assert not {name for name in of_cpu & of_gpu if not name.startswith("cuda_ops::check_")}, (
+        "of two the linker keeps one"
+    )
+
+
+def test_operators_for_gpus_that_were_asked_for_and_cannot_be_had(
+    environment: Environment, project: Path, wheelhouse: Path
+) -> None:
+    variables = {"CUDA_OPS_WITH_CUDA": "1", "CUDA_HOME": "/nonexistent"}
+    output = failed_build(environment, project, wheelhouse, **variables)
+    assert "CUDA_OPS_WITH_CUDA=1 asks for CUDA operators, but CUDA_HOME=/nonexistent has no bin/nvcc." in output
 
 
 def test_pip_where_no_torch_can_be_had(environment: Environment, project: Path, setuptools_only: Path) -> None:
@@ -155,7 +226,7 @@ def test_source_distribution_and_wheel(
     assert {file for file in ours if file.suffix == ".py"} == expected
     assert {file.parts[0] for file in ours} == set(PACKAGES)
     assert {Path("cuda_ops/_C.abi3.so"), Path("cuda_ops/_build_info.json")} <= ours
-    assert not [file for file in ours if file.suffix in (".cpp", ".h", ".o")]
+    assert not [file for file in ours if file.suffix in (".cpp", ".cu", ".h", ".o")]
 
     succeeded(environment.pip("install", str(wheel), PIP_FIND_LINKS=str(wheelhouse)))
     assert_compiled(environment)

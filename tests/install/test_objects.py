@@ -41,7 +41,7 @@ def symbols(binary: Path, *flags: str) -> list[tuple[str, str]]:
 def test_kernels_define_nothing_but_their_table(objects: dict[Path, Path], instruction_set: str) -> None:
     found = symbols(kernel_objects(objects)[instruction_set])
     visible = {name for letter, name in found if letter not in INTERNAL + DEFINED_ELSEWHERE}
-    assert visible == {f"cuda_ops::{instruction_set}_kernels(cuda_ops::Dtype)"}
+    assert visible == {f"cuda_ops::cpu::{instruction_set}_kernels(cuda_ops::cpu::Dtype)"}
 
 
 @pytest.mark.parametrize("instruction_set", sources.instruction_sets())

@@ -9,6 +9,7 @@ import pytest
 
 from cuda_ops import _library
 
+pytestmark = pytest.mark.cpu
 FOLDER = Path(__file__).parent
 INSTRUCTION_SETS = ["portable", "avx2", "avx512"]
 

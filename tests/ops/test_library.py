@@ -12,6 +12,8 @@ from operator_cases import DTYPES
 import cuda_ops
 from cuda_ops import _library
 
+pytestmark = pytest.mark.cpu
+
 
 def test_status_is_consistent() -> None:
     status = _library.status()

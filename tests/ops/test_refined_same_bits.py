@@ -75,6 +75,7 @@ def test_alone_and_in_a_padded_batch(settings: dict[str, Any], kind: str, dtype:
         compare(of_row(together, row, mask), run(*one), f"row {row} padded {kind}")
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_any_number_of_threads(threads: int, dtype: torch.dtype) -> None:
@@ -86,6 +87,7 @@ def test_any_number_of_threads(threads: int, dtype: torch.dtype) -> None:
     compare(run(inputs, grad), expected, f"{threads} threads")
 
 
+@pytest.mark.cpu
 def test_one_long_sequence_with_any_number_of_threads() -> None:
     """One (batch, head) among eight threads: a range of parallel_for must not bound a sum."""
     one = sequence(1031, torch.float32, 0, {"H": 1, "D": 16, "C": 25, "K": 64, "M": 32, "W": 4})
@@ -118,6 +120,7 @@ def test_exact_rows_are_full_attention_to_the_bit() -> None:
         assert_same_bits(name, result[~short], other[~short])
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_in_an_output_that_is_streamed(settings: dict[str, Any]) -> None:
     inputs, grad = sequence(37, torch.float32, 0, settings)

@@ -58,6 +58,7 @@ def test_padding_of_any_length(settings: dict[str, int]) -> None:
         compare(of_one_row(run(batch), 0, batch.inputs.mask), expected, f"{extra} padded tokens")
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_in_an_output_that_is_streamed(settings: dict[str, int]) -> None:
     alone = sequence(37, torch.float32, 0, **settings)
@@ -77,6 +78,7 @@ def test_each_head_alone(dtype: torch.dtype) -> None:
         compare(of_these, expected, f"key head {key_head}")
 
 
+@pytest.mark.cpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_any_number_of_threads(threads: int, dtype: torch.dtype) -> None:
@@ -87,6 +89,7 @@ def test_any_number_of_threads(threads: int, dtype: torch.dtype) -> None:
     compare(run(batch), expected, f"{threads} threads")
 
 
+@pytest.mark.cpu
 def test_one_long_sequence_with_any_number_of_threads() -> None:
     """One (batch, head) among eight threads: a range of parallel_for must not bound a sum."""
     one = sequence(1031, torch.float32, 0, H=1, D=16, C=25, K=32)

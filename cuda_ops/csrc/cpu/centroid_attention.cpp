@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> centroid_attention(const Tensor& scores, const Tensor& v, const std::optional<Tensor>& mask, const Tensor& top_keys) {
@@ -29,4 +29,4 @@ std::tuple<Tensor, Tensor, Tensor> centroid_attention(const Tensor& scores, cons
 
 }  // namespace
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) { m.impl("centroid_attention", TORCH_BOX(&centroid_attention)); }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

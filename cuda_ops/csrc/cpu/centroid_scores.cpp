@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 Tensor centroid_scores(const Tensor& centroids, const Tensor& k, const std::optional<Tensor>& mask) {
@@ -21,4 +21,4 @@ Tensor centroid_scores(const Tensor& centroids, const Tensor& k, const std::opti
 
 }  // namespace
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) { m.impl("centroid_scores", TORCH_BOX(&centroid_scores)); }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

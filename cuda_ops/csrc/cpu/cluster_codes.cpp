@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 std::tuple<Tensor, Tensor> cluster_codes(const Tensor& codes, const std::optional<Tensor>& mask, int64_t bits, int64_t clusters, int64_t iterations) {
@@ -25,4 +25,4 @@ std::tuple<Tensor, Tensor> cluster_codes(const Tensor& codes, const std::optiona
 
 }  // namespace
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) { m.impl("cluster_codes", TORCH_BOX(&cluster_codes)); }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

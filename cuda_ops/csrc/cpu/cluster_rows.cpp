@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 Tensor cluster_rows(const Tensor& x, const std::optional<Tensor>& mask, int64_t clusters, int64_t rounds, int64_t sample) {
@@ -20,4 +20,4 @@ Tensor cluster_rows(const Tensor& x, const std::optional<Tensor>& mask, int64_t 
 
 }  // namespace
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) { m.impl("cluster_rows", TORCH_BOX(&cluster_rows)); }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

@@ -1,6 +1,6 @@
 #include "forward.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor> clustered(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, const Tensor& planes, int64_t clusters,
@@ -19,4 +19,4 @@ STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) {
   m.impl("clustered", TORCH_BOX(&clustered));
   m.impl("clustered_backward", TORCH_BOX(&clustered_backward));
 }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

@@ -9,7 +9,7 @@
 
 #define CUDA_OPS_EXPORT extern "C" __attribute__((visibility("default")))
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 
 namespace {
 
@@ -61,7 +61,7 @@ const InstructionSet& active() {
 
 const Kernels& kernels(Dtype accumulation) { return *active().choose(accumulation); }
 
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu
 
 CUDA_OPS_EXPORT const char* cuda_ops_instruction_sets() {
 #ifdef CUDA_OPS_X86
@@ -71,4 +71,4 @@ CUDA_OPS_EXPORT const char* cuda_ops_instruction_sets() {
 #endif
 }
 
-CUDA_OPS_EXPORT const char* cuda_ops_active_instruction_set() { return cuda_ops::active().name; }
+CUDA_OPS_EXPORT const char* cuda_ops_active_instruction_set() { return cuda_ops::cpu::active().name; }

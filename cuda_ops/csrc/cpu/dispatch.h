@@ -2,8 +2,8 @@
 #pragma once
 #include "kernels/interface.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 
 const Kernels& kernels(Dtype accumulation);
 
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

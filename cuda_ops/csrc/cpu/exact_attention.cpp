@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 Tensor exact_attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& assignment, const Tensor& top_keys, const Tensor& top_mass, double scale) {
@@ -31,4 +31,4 @@ Tensor exact_attention(const Tensor& q, const Tensor& k, const Tensor& v, const 
 
 }  // namespace
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) { m.impl("exact_attention", TORCH_BOX(&exact_attention)); }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

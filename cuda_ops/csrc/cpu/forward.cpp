@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 
 const Step& Budgets::of(int64_t n) const {
   size_t last = 0;
@@ -146,4 +146,4 @@ std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q,
   return {grad_q, grad_k, grad_v};
 }
 
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

@@ -2,7 +2,7 @@
 #pragma once
 #include "tensors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 
 struct Forward {
   Tensor out, log_mass, assignment, key_assignment, top_keys;
@@ -38,4 +38,4 @@ struct Decisions {
 std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& grad, const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
                                             const Decisions& decisions, const Budgets& budgets, double scale, int64_t exact_below);
 
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

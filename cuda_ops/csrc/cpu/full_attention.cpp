@@ -1,6 +1,6 @@
 #include "forward.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 std::tuple<Tensor, Tensor> full_attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, double scale) {
@@ -18,4 +18,4 @@ STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) {
   m.impl("full_attention", TORCH_BOX(&full_attention));
   m.impl("full_attention_backward", TORCH_BOX(&full_attention_backward));
 }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 Tensor group_mean(const Tensor& x, const Tensor& assignment, int64_t clusters, double scale) {
@@ -23,4 +23,4 @@ Tensor group_mean(const Tensor& x, const Tensor& assignment, int64_t clusters, d
 
 }  // namespace
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) { m.impl("group_mean", TORCH_BOX(&group_mean)); }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

@@ -2,7 +2,7 @@
 
 #include "tensors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 // Moves bytes only: the same for every instruction set.
@@ -33,4 +33,4 @@ Tensor group_scatter(const Tensor& values, const Tensor& assignment) {
 
 }  // namespace
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) { m.impl("group_scatter", TORCH_BOX(&group_scatter)); }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

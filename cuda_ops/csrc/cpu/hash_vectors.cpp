@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 Tensor hash_vectors(const Tensor& x, const Tensor& planes, const std::optional<Tensor>& mask) {
@@ -23,4 +23,4 @@ Tensor hash_vectors(const Tensor& x, const Tensor& planes, const std::optional<T
 
 }  // namespace
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) { m.impl("hash_vectors", TORCH_BOX(&hash_vectors)); }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

@@ -1,6 +1,6 @@
 #include "forward.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> improved_clustered(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, const Tensor& planes,
@@ -20,4 +20,4 @@ STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) {
   m.impl("improved_clustered", TORCH_BOX(&improved_clustered));
   m.impl("improved_clustered_backward", TORCH_BOX(&improved_clustered_backward));
 }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 std::tuple<Tensor, Tensor> refined_attention(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask, const Tensor& centroids,
@@ -55,4 +55,4 @@ std::tuple<Tensor, Tensor> refined_attention(const Tensor& q, const Tensor& k, c
 
 }  // namespace
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) { m.impl("refined_attention", TORCH_BOX(&refined_attention)); }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

@@ -1,6 +1,6 @@
 #include "forward.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> refined_clustered(const Tensor& q, const Tensor& k, const Tensor& v, const std::optional<Tensor>& mask,
@@ -25,4 +25,4 @@ STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) {
   m.impl("refined_clustered", TORCH_BOX(&refined_clustered));
   m.impl("refined_clustered_backward", TORCH_BOX(&refined_clustered_backward));
 }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> tail(const Tensor& scores, const Tensor& k, const Tensor& v, const Tensor& key_clusters, const Tensor& top_keys,
@@ -34,4 +34,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> tail(const Tensor& scores, const Tens
 
 }  // namespace
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) { m.impl("tail", TORCH_BOX(&tail)); }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

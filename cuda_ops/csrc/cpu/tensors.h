@@ -2,20 +2,17 @@
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
 #include <optional>
 #include <tuple>
 #include <vector>
 
+#include "../checks.h"
 #include "dispatch.h"
 #include "kernels/interface.h"
 #include "workers.h"
 
-namespace cuda_ops {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
+namespace cuda_ops::cpu {
 
 inline Dtype dtype_of(const Tensor& x) {
   switch (x.scalar_type()) {
@@ -34,14 +31,6 @@ inline Dtype dtype_of(const Tensor& x) {
 inline Dtype accumulation_of(const Tensor& x) { return dtype_of(x) == Dtype::float64 ? Dtype::float64 : Dtype::float32; }
 inline ScalarType scalar_type(Dtype dtype) { return dtype == Dtype::float64 ? ScalarType::Double : ScalarType::Float; }
 inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
-
-inline void check_shape(const char* name, const Tensor& x, std::initializer_list<int64_t> shape) {
-  bool same = x.dim() == int64_t(shape.size());
-  int64_t d = 0;
-  for (int64_t size : shape) same = same && x.size(d++) == size;
-  STD_TORCH_CHECK(same, name, " has a shape that does not fit the other tensors");
-}
-inline void check_type(const char* name, const Tensor& x, ScalarType type) { STD_TORCH_CHECK(x.scalar_type() == type, name, " has another dtype than the operator takes"); }
 
 inline Tensor empty(std::initializer_list<int64_t> shape, ScalarType type) {
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), type);
@@ -86,12 +75,4 @@ class ValidTokens {
   std::vector<int64_t> counts_;
 };
 
-inline void check_queries(const Tensor& q, const Tensor& k, const Tensor& v) {
-  STD_TORCH_CHECK(q.dim() == 4 && k.dim() == 4 && k.size(1) > 0 && q.size(1) % k.size(1) == 0, "q and k must be (B, H, N, D), the heads of q a multiple of those of k");
-  check_shape("k", k, {q.size(0), k.size(1), q.size(2), q.size(3)});
-  check_shape("v", v, {q.size(0), k.size(1), q.size(2), q.size(3)});
-  STD_TORCH_CHECK(q.size(2) <= INT32_MAX, "at most 2^31 - 1 tokens");
-  STD_TORCH_CHECK(k.scalar_type() == q.scalar_type() && v.scalar_type() == q.scalar_type(), "q, k and v must have one dtype");
-}
-
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

@@ -1,6 +1,6 @@
 #include "tensors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 Tensor top_keys(const Tensor& scores, const std::optional<Tensor>& mask, int64_t topk) {
@@ -22,4 +22,4 @@ Tensor top_keys(const Tensor& scores, const std::optional<Tensor>& mask, int64_t
 
 }  // namespace
 STABLE_TORCH_LIBRARY_IMPL(cuda_ops, CPU, m) { m.impl("top_keys", TORCH_BOX(&top_keys)); }
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

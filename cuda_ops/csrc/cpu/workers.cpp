@@ -11,7 +11,7 @@
 
 #include "kernels/scratch.h"
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 namespace {
 
 constexpr size_t HUGE_PAGE = size_t(1) << 21, KEPT = size_t(1) << 26;
@@ -117,4 +117,4 @@ void for_each_head(int64_t B, int64_t H, const std::function<void(int64_t, int64
     torch::stable::parallel_for(0, B * H, 1, heads);
 }
 
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-namespace cuda_ops {
+namespace cuda_ops::cpu {
 
 enum class Dtype : int32_t { float32, float64, bfloat16, float16 };
 
@@ -111,4 +111,4 @@ const Kernels* avx512_kernels(Dtype accumulation);
 ScratchBlock* new_block(size_t capacity);  // throws where there is no memory
 void share(int64_t count, void (*task)(const void* what, int64_t i, Scratch&), const void* what);  // task(what, i) for all i below `count`, on all workers
 
-}  // namespace cuda_ops
+}  // namespace cuda_ops::cpu

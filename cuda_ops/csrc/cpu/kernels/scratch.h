@@ -7,7 +7,7 @@
 
 namespace {
 
-using namespace cuda_ops;
+using namespace cuda_ops::cpu;
 
 // Unlike memset and memcpy these take the null pointer of an empty tensor.
 inline void clear(void* p, size_t bytes) {

@@ -1,32 +1,105 @@
 // What kernels may use of CUDA, and all that they may use. The tests compile the same kernels for the host: there CUDA_OPS_HOST_CUDA names a header that
-// stands for the device, with one fiber for each thread. Rules that make this work: no bare __shared__ or <<< >>>, no return before the last barrier, and
-// every thread of a warp calls a collective.
+// stands for the device, with one fiber for each thread. Rules that make this work: no bare __shared__ or <<< >>>, no return before the last barrier, every
+// thread of a warp calls a collective, blocks are one-dimensional with whole warps, products and sums are fused by device::fma and nowhere else.
 #pragma once
 #include <cstdint>
 
 #ifdef CUDA_OPS_HOST_CUDA
 #include CUDA_OPS_HOST_CUDA
-#else
+#elif defined(__CUDACC__)
 #include <cuda_runtime.h>
 
+#include <atomic>
+
 #define CUDA_OPS_KERNEL static __global__ void
+// CUDA_OPS_KERNEL CUDA_OPS_BLOCK(threads) name(…): the registers do for a block of so many threads.
+#define CUDA_OPS_BLOCK(threads) __launch_bounds__(threads)
 #define CUDA_OPS_DEVICE __device__ __forceinline__
-// An array that the threads of a block share.
-#define CUDA_OPS_SHARED(Type, name, count) __shared__ Type name[count]
-// CUDA_OPS_LAUNCH(kernel, blocks, threads, stream, arguments …); blocks is a dim3.
-#define CUDA_OPS_LAUNCH(kernel, blocks, threads, stream, ...) kernel<<<blocks, threads, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+// An array that the threads of a block share. Aligned for whole 16-byte accesses.
+#define CUDA_OPS_SHARED(Type, name, count) __shared__ __align__(16) Type name[count]
+// CUDA_OPS_LAUNCH(kernel, blocks, threads, stream, arguments …); blocks is a number below 2^31.
+#define CUDA_OPS_LAUNCH(kernel, blocks, threads, stream, ...) kernel<<<uint32_t(blocks), threads, 0, static_cast<cudaStream_t>(stream)>>>(__VA_ARGS__)
+// The same for blocks that meet: all of them run at once, at most CUDA_OPS_BLOCKS_AT_ONCE(kernel, threads).
+#define CUDA_OPS_LAUNCH_TOGETHER(kernel, blocks, threads, stream, ...) device::launch_together(kernel, blocks, threads, stream, __VA_ARGS__)
+#define CUDA_OPS_BLOCKS_AT_ONCE(kernel, threads) device::blocks_at_once<kernel>(threads)
+#define CUDA_OPS_PRAGMA(text) _Pragma(#text)
+#define CUDA_OPS_UNROLL(times) CUDA_OPS_PRAGMA(unroll times)
 
 using Stream = void*;
 
 namespace device {
 CUDA_OPS_DEVICE int thread() { return int(threadIdx.x); }
 CUDA_OPS_DEVICE int threads() { return int(blockDim.x); }
-CUDA_OPS_DEVICE int64_t block_x() { return blockIdx.x; }
-CUDA_OPS_DEVICE int64_t block_y() { return blockIdx.y; }
+CUDA_OPS_DEVICE int64_t block() { return blockIdx.x; }
+CUDA_OPS_DEVICE int64_t blocks() { return gridDim.x; }
 CUDA_OPS_DEVICE void barrier() { __syncthreads(); }
+// A barrier of `blocks` blocks that were launched together, at a counter in global memory that was 0 before the launch: what any of them wrote before is seen by
+// all of them after it.
+CUDA_OPS_DEVICE void meet(int32_t* arrivals, int32_t blocks) {
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    __threadfence();
+    const int32_t all = (atomicAdd(arrivals, 1) / blocks + 1) * blocks;
+    while (*static_cast<volatile int32_t*>(arrivals) < all) {}
+    __threadfence();
+  }
+  __syncthreads();
+}
+// Collectives of a warp.
+CUDA_OPS_DEVICE void warp_barrier() { __syncwarp(); }
 CUDA_OPS_DEVICE uint32_t ballot(bool here) { return __ballot_sync(0xffffffffu, here); }
+CUDA_OPS_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+CUDA_OPS_DEVICE int32_t shuffle(int32_t value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
+CUDA_OPS_DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
+CUDA_OPS_DEVICE int32_t shuffle_xor(int32_t value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }
+// Adds and returns what was there, in global or shared memory. Integers only: a sum of floats would depend on the order of the threads.
+CUDA_OPS_DEVICE int32_t add(int32_t* where, int32_t what) { return atomicAdd(where, what); }
+// What this thread wrote before is seen by whoever sees what it writes afterwards.
+CUDA_OPS_DEVICE void fence() { __threadfence(); }
 CUDA_OPS_DEVICE int ones(uint32_t word) { return __popc(word); }
+CUDA_OPS_DEVICE int ones(uint64_t word) { return __popcll(word); }
 CUDA_OPS_DEVICE float fma(float x, float y, float z) { return fmaf(x, y, z); }
+CUDA_OPS_DEVICE float exponential(float x) { return expf(x); }
+CUDA_OPS_DEVICE float logarithm(float x) { return logf(x); }
+CUDA_OPS_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
+CUDA_OPS_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+
+// On the host: errors are left to cudaGetLastError, as those of any launch.
+template <class... Parameters, class... Arguments>
+inline void launch_together(void (*kernel)(Parameters...), int64_t blocks, int threads, Stream stream, Arguments... arguments) {
+  cudaLaunchAttribute together{};
+  together.id = cudaLaunchAttributeCooperative;
+  together.val.cooperative = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = uint32_t(blocks);
+  config.blockDim = uint32_t(threads);
+  config.stream = static_cast<cudaStream_t>(stream);
+  config.attrs = &together;
+  config.numAttrs = 1;
+  (void)cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+// How many blocks of a kernel the current device runs at once, asked for once per device.
+template <auto kernel>
+inline int64_t blocks_at_once(int threads) {
+  static std::atomic<int64_t> known[64];
+  int device = 0, of_one = 0, multiprocessors = 0;
+  (void)cudaGetDevice(&device);
+  if (device < 64 && known[device]) return known[device];
+  (void)cudaOccupancyMaxActiveBlocksPerMultiprocessor(&of_one, kernel, threads, 0);
+  (void)cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
+  if (device < 64) known[device] = int64_t(of_one) * multiprocessors;
+  return int64_t(of_one) * multiprocessors;
+}
+}  // namespace device
+#else  // the C++ compiler takes structures and launchers from these headers: what is for the device it reads and never calls
+#define CUDA_OPS_DEVICE inline
+
+using Stream = void*;
+
+namespace device {
+uint32_t bits_of(float x);
+float float_of(uint32_t bits);
 }  // namespace device
 #endif
 
@@ -34,22 +107,44 @@ namespace {
 
 constexpr int WARP = 32;
 
-// 16-bit numbers as they lie in memory. The conversions are exact, so they need no instruction of their own to agree with.
+CUDA_OPS_DEVICE float infinity() { return device::float_of(0x7f800000u); }
+// The larger one; y where either is no number.
+CUDA_OPS_DEVICE float larger(float x, float y) { return x > y ? x : y; }
+CUDA_OPS_DEVICE float lesser(float x, float y) { return x < y ? x : y; }
+template <class I>
+CUDA_OPS_DEVICE I smaller(I x, I y) { return x < y ? x : y; }
+
+// 16-bit numbers as they lie in memory. The conversions need no instruction of their own to agree with.
 struct bfloat16 { uint16_t bits; };
 struct float16 { uint16_t bits; };
 
-CUDA_OPS_DEVICE float float_of(uint32_t bits) {
-  union { uint32_t bits; float value; } both = {bits};
-  return both.value;
-}
 CUDA_OPS_DEVICE float widen(float x) { return x; }
-CUDA_OPS_DEVICE float widen(bfloat16 x) { return float_of(uint32_t(x.bits) << 16); }
+CUDA_OPS_DEVICE float widen(bfloat16 x) { return device::float_of(uint32_t(x.bits) << 16); }
 CUDA_OPS_DEVICE float widen(float16 x) {
   const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
-  if (exponent == 31) return float_of(sign | 0x7f800000u | fraction << 13);
+  if (exponent == 31) return device::float_of(sign | 0x7f800000u | fraction << 13);
   // below the normal range the fraction counts units of 2^-24
   if (exponent == 0) return (sign ? -1.0f : 1.0f) * (float(fraction) * 5.9604644775390625e-8f);
-  return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+  return device::float_of(sign | (exponent + 112) << 23 | fraction << 13);
+}
+
+// To the nearest number, of two equally near ones to the even one; NaN stays NaN.
+CUDA_OPS_DEVICE void narrow(float x, float& to) { to = x; }
+CUDA_OPS_DEVICE void narrow(float x, bfloat16& to) {
+  const uint32_t bits = device::bits_of(x);
+  to.bits = uint16_t(x != x ? 0x7fc0u | bits >> 16 : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
+}
+CUDA_OPS_DEVICE void narrow(float x, float16& to) {
+  const uint32_t bits = device::bits_of(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffffu;
+  if (x != x) {
+    to.bits = uint16_t(sign | 0x7e00u);
+  } else if (magnitude >= 0x477ff000u) {  // from 65520 on
+    to.bits = uint16_t(sign | 0x7c00u);
+  } else if (magnitude < 0x38800000u) {  // below 2^-14: the sum's last bits are units of 2^-24, rounded by the addition itself
+    to.bits = uint16_t(sign | (device::bits_of(device::float_of(magnitude) + 0.5f) - 0x3f000000u));
+  } else {
+    to.bits = uint16_t(sign | (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13);
+  }
 }
 
 }  // namespace

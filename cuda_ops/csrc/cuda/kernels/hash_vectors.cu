@@ -8,11 +8,11 @@ constexpr int PLANE_STRIDE = PLANES + 1;  // one more, so that neither writing b
 // A block hashes TOKENS tokens of one head, each warp 4 of them; a lane has two planes of the word. Products go through D in pieces of COLUMNS; a token's sum
 // is one chain of fused additions in the order of d, whatever else is in the batch.
 template <class T>
-CUDA_OPS_KERNEL hash_tile(Heads<T> x, const float* planes, cuda_ops::Mask mask, int64_t H, int64_t N, int64_t D, int64_t P, uint64_t* codes) {
+CUDA_OPS_KERNEL hash_tile(Heads<T> x, const float* planes, Tokens tokens, int64_t H, int64_t D, int64_t P, uint64_t* codes) {
   CUDA_OPS_SHARED(float, plane_piece, COLUMNS * PLANE_STRIDE);
   CUDA_OPS_SHARED(float, row_piece, TOKENS * COLUMNS);
-  const int64_t tiles = (N + TOKENS - 1) / TOKENS, words = (P + 63) / 64;
-  const int64_t b = device::block_x() / tiles / H, h = device::block_x() / tiles % H, first = device::block_x() % tiles * TOKENS;
+  const int64_t N = tokens.N, tiles = (N + TOKENS - 1) / TOKENS, words = (P + 63) / 64;
+  const int64_t b = device::block() / tiles / H, h = device::block() / tiles % H, first = device::block() % tiles * TOKENS;
   const int t = device::thread(), lane = t % WARP, mine = t / WARP * 4;
   for (int64_t word = 0; word < words; ++word) {
     float sum[4][2] = {};
@@ -35,27 +35,23 @@ CUDA_OPS_KERNEL hash_tile(Heads<T> x, const float* planes, cuda_ops::Mask mask, 
     for (int r = 0; r < 4; ++r) {
       const int64_t i = first + mine + r;
       const uint32_t low = device::ballot(sum[r][0] > 0), high = device::ballot(sum[r][1] > 0);
-      const bool valid = i < N && (!mask.base || mask.base[b * mask.batch + i * mask.token]);
+      const bool valid = i < N && index_of(tokens, b, i) >= 0;
       if (lane == 0 && i < N) codes[((b * H + h) * N + i) * words + word] = valid ? uint64_t(high) << 32 | low : 0;
     }
   }
 }
 
-template <class T>
-void launch(const cuda_ops::Vectors& x, const float* planes, const cuda_ops::Mask& mask, int64_t B, int64_t H, int64_t N, int64_t D, int64_t P, uint64_t* codes, Stream stream) {
-  const Heads<T> heads(x);
-  const dim3 blocks(uint32_t(B * H * ((N + TOKENS - 1) / TOKENS)));
-  CUDA_OPS_LAUNCH(hash_tile<T>, blocks, THREADS, stream, heads, planes, mask, H, N, D, P, codes);
-}
-
 }  // namespace
 
-namespace cuda_ops {
+namespace cuda_ops::launch {
 
-void hash_vectors(const Vectors& x, const float* planes, const Mask& mask, int64_t B, int64_t H, int64_t N, int64_t D, int64_t P, uint64_t* codes, Stream stream) {
-  if (B * H * N == 0) return;
-  const auto run = x.type == Type::float32 ? launch<float> : x.type == Type::bfloat16 ? launch<bfloat16> : launch<float16>;
-  run(x, planes, mask, B, H, N, D, P, codes, stream);
+void hash_vectors(const Vectors& x, const float* planes, const Tokens& tokens, int64_t B, int64_t H, int64_t D, int64_t P, uint64_t* codes, Stream stream) {
+  const int64_t blocks = B * H * ((tokens.N + TOKENS - 1) / TOKENS);
+  if (!blocks) return;
+  with_type(x.type, [&](auto type) {
+    const Heads<decltype(type)> heads(x);
+    CUDA_OPS_LAUNCH(hash_tile<decltype(type)>, blocks, THREADS, stream, heads, planes, tokens, H, D, P, codes);
+  });
 }
 
-}  // namespace cuda_ops
+}  // namespace cuda_ops::launch

@@ -1,9 +1,9 @@
 #pragma once
 #include "vectors.h"
 
-namespace cuda_ops {
+namespace cuda_ops::launch {
 
 // Bit p of token i = [x_i . plane_p > 0], 64 to a word, (B, H, N, ceil(P / 64)); 0 where a token is not valid. Planes are (P, D), contiguous.
-void hash_vectors(const Vectors& x, const float* planes, const Mask& mask, int64_t B, int64_t H, int64_t N, int64_t D, int64_t P, uint64_t* codes, Stream stream);
+void hash_vectors(const Vectors& x, const float* planes, const Tokens& tokens, int64_t B, int64_t H, int64_t D, int64_t P, uint64_t* codes, Stream stream);
 
-}  // namespace cuda_ops
+}  // namespace cuda_ops::launch

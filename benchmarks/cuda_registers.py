@@ -1,0 +1,137 @@
+"""What every CUDA kernel takes of a GPU, as the compiler says: registers, spilled bytes, shared memory.
+
+python benchmarks/cuda_registers.py    # writes benchmarks/results/cuda-registers.json; needs nvcc, no GPU
+"""
+
+import argparse
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+KERNELS = ROOT / "cuda_ops" / "csrc" / "cuda" / "kernels"
+RESULTS = ROOT / "benchmarks" / "results" / "cuda-registers.json"
+WANTED = ("80", "86", "89", "90", "100", "120")
+"""The default list of architectures."""
+FLAGS = ("-std=c++20", "-O3", "-fmad=false", "-Xptxas=-v", "-Xcompiler=-Wall,-Wextra")
+KERNEL = re.compile(
+    r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<architecture>\d+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.DOTALL,
+)
+
+
+class Usage(NamedTuple):
+    """Of one kernel on one architecture."""
+
+    name: str
+    architecture: str
+    registers: int
+    spill_bytes: int
+    stack_bytes: int  # of the kernel and what it calls
+    shared_bytes: int
+
+
+def known_architectures(nvcc: str) -> list[str]:
+    """Those of WANTED that the toolkit knows."""
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True).stdout.split()
+    return [one for one in WANTED if f"compute_{one}" in listed]
+
+
+def command(nvcc: str, architectures: Sequence[str], source: Path, target: Path) -> list[str]:
+    """As the build calls it."""
+    code = [f"-gencode=arch=compute_{one},code=sm_{one}" for one in architectures]
+    return [nvcc, *FLAGS, *code, "-c", str(source), "-o", str(target)]
+
+
+def quick_command(nvcc: str, architectures: Sequence[str], source: Path, target: Path) -> list[str]:
+    """Without the host's part, and with one intermediate code for all architectures: three times as fast."""
+    names = ",".join(f"sm_{one}" for one in architectures)
+    code = f"-gencode=arch=compute_{architectures[0]},code=[{names}]"
+    return [nvcc, *FLAGS, code, "--threads=2", "-fatbin", str(source), "-o", str(target)]
+
+
+def usages(output: str) -> list[Usage]:
+    """What ptxas says about every kernel; of a file without kernels nothing."""
+    found = []
+    for one in KERNEL.finditer(output):
+        shared = re.search(r"(\d+) bytes smem", one["rest"])
+        stack = re.search(r"(\d+) bytes cumulative stack size", one["rest"])
+        usage = Usage(
+            one["name"],
+            one["architecture"],
+            registers=int(one["registers"]),
+            spill_bytes=int(one["stores"]) + int(one["loads"]),
+            stack_bytes=int(stack[1] if stack else one["stack"]),
+            shared_bytes=int(shared[1]) if shared else 0,
+        )
+        found.append(usage)
+    return found
+
+
+def readable(names: Sequence[str]) -> list[str]:
+    """Names of kernels with their template arguments, without namespaces and parameters."""
+    tool = shutil.which("c++filt") or shutil.which("cu++filt")
+    if tool is None or not names:
+        return list(names)
+    text = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True, check=True).stdout
+    text = re.sub(r"_GLOBAL__N__\w+::|\(anonymous namespace\)::|_INTERNAL_\w+::", "", text)
+    return [re.sub(r"^void ", "", line.partition("(")[0]) for line in re.sub(r"\(int\)", "", text).splitlines()]
+
+
+def dotted(architecture: str) -> str:
+    return f"{architecture[:-1]}.{architecture[-1]}"
+
+
+def measure(nvcc: str) -> dict[str, object]:
+    architectures = known_architectures(nvcc)
+    version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    files: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for source in sorted(KERNELS.glob("*.cu")):
+            print(source.name, flush=True)
+            made = subprocess.run(
+                command(nvcc, architectures, source, Path(folder, "object.o")), capture_output=True, text=True
+            )
+            if made.returncode:
+                sys.exit(made.stderr)
+            found = usages(made.stderr)
+            kernels: dict[str, dict[str, dict[str, int]]] = {}
+            for one, name in zip(found, readable([one.name for one in found]), strict=True):
+                kernels.setdefault(name, {})[dotted(one.architecture)] = dict(
+                    zip(Usage._fields[2:], one[2:], strict=True)
+                )
+            if kernels:
+                files[source.name] = {
+                    name: {one: kernels[name][one] for one in map(dotted, architectures)} for name in sorted(kernels)
+                }
+    match = re.search(r"release [\d.]+, (V[\d.]+)", version)
+    return {
+        "command": shlex.join(["nvcc", *FLAGS, "-gencode=arch=compute_XX,code=sm_XX"]),
+        "nvcc": match[1] if match else version.strip(),
+        "architectures": [dotted(one) for one in architectures],
+        "files": files,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        sys.exit("There is no nvcc.")
+    arguments.output.write_text(json.dumps(measure(nvcc), indent=2) + "\n", encoding="utf-8")
+    print(f"{arguments.output} is written")
+
+
+if __name__ == "__main__":
+    main()

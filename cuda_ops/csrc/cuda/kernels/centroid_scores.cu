@@ -1,0 +1,80 @@
+#include "centroid_scores.h"
+
+namespace {
+
+constexpr int THREADS = 128, TOKENS = 64, CLUSTERS = 32, COLUMNS = 32, LANES = 16;
+constexpr int OWN_TOKENS = TOKENS / LANES, OWN_CLUSTERS = CLUSTERS / (THREADS / LANES);
+struct alignas(16) Quad {
+  float at[4];
+};
+constexpr int STRIDE = COLUMNS / 4 + 1;  // in quads; one more, so that rows at the same place of the piece lie in different banks
+
+// A block has the scores of CLUSTERS centroids for TOKENS tokens of one head, a thread those of 4 centroids for 4 tokens. Products go through D in pieces of
+// COLUMNS; the sum of a score is one chain of fused additions in the order of d, whatever else is in the batch.
+template <class T>
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(THREADS) score_tile(const float* centroids, Heads<T> k, Tokens tokens, Shape shape, cuda_ops::Budgets budgets, float* scores) {
+  CUDA_OPS_SHARED(Quad, centroid_piece, CLUSTERS * STRIDE);
+  CUDA_OPS_SHARED(Quad, key_piece, TOKENS * STRIDE);
+  CUDA_OPS_SHARED(uint32_t, valid, TOKENS / WARP);
+  const int64_t N = shape.N, D = shape.D, C = budgets.C, cluster_tiles = (C + CLUSTERS - 1) / CLUSTERS, token_tiles = (N + TOKENS - 1) / TOKENS;
+  const int64_t c0 = device::block() % cluster_tiles * CLUSTERS, i0 = device::block() / cluster_tiles % token_tiles * TOKENS;
+  const int64_t head = device::block() / cluster_tiles / token_tiles, b = head / shape.H, key_head = head % shape.H / shape.group;
+  const int64_t clusters = smaller<int64_t>(step_of(budgets, count_of(tokens, b)).clusters, C);
+  if (c0 >= clusters) return;
+  const int t = device::thread();
+  const uint32_t votes = device::ballot(t < TOKENS && i0 + t < N && index_of(tokens, b, i0 + t) >= 0);
+  if (t < TOKENS && t % WARP == 0) valid[t / WARP] = votes;
+  device::barrier();
+  uint32_t any = 0;
+  for (int w = 0; w < TOKENS / WARP; ++w) any |= valid[w];
+  float sum[OWN_CLUSTERS][OWN_TOKENS] = {};
+  const int own_token = t % LANES, own_cluster = t / LANES * OWN_CLUSTERS;
+  centroids += head * C * D;
+  // a tile of padding has nothing to add
+  for (int64_t d0 = 0; d0 < D && any; d0 += COLUMNS) {
+    float *to_centroid = centroid_piece->at, *to_key = key_piece->at;
+    for (int e = t; e < CLUSTERS * COLUMNS; e += THREADS) {
+      const int64_t c = c0 + e / COLUMNS, d = d0 + e % COLUMNS;
+      to_centroid[e / COLUMNS * (4 * STRIDE) + e % COLUMNS] = c < clusters && d < D ? centroids[c * D + d] : 0;
+    }
+    for (int e = t; e < TOKENS * COLUMNS; e += THREADS) {
+      const int i = e / COLUMNS;
+      const int64_t d = d0 + e % COLUMNS;
+      to_key[i * (4 * STRIDE) + e % COLUMNS] = valid[i / WARP] >> i % WARP & 1 && d < D ? k.at(b, key_head, i0 + i, d) : 0;
+    }
+    device::barrier();
+    CUDA_OPS_UNROLL(1)
+    for (int quad = 0; quad < COLUMNS / 4; ++quad) {
+      Quad keys[OWN_TOKENS];
+      for (int i = 0; i < OWN_TOKENS; ++i) keys[i] = key_piece[(own_token + i * LANES) * STRIDE + quad];
+      for (int c = 0; c < OWN_CLUSTERS; ++c) {
+        const Quad centroid = centroid_piece[(own_cluster + c) * STRIDE + quad];
+        for (int i = 0; i < OWN_TOKENS; ++i)
+          for (int d = 0; d < 4; ++d) sum[c][i] = device::fma(centroid.at[d], keys[i].at[d], sum[c][i]);
+      }
+    }
+    device::barrier();
+  }
+  for (int c = 0; c < OWN_CLUSTERS; ++c)
+    for (int i = 0; i < OWN_TOKENS; ++i) {
+      const int token = own_token + i * LANES;
+      const int64_t cluster = c0 + own_cluster + c;
+      if (cluster < clusters && i0 + token < N)
+        scores[(head * C + cluster) * N + i0 + token] = valid[token / WARP] >> token % WARP & 1 ? sum[c][i] : -infinity();
+    }
+}
+
+}  // namespace
+
+namespace cuda_ops::launch {
+
+void centroid_scores(const float* centroids, const Vectors& k, const Tokens& tokens, const Shape& shape, const Budgets& budgets, float* scores, Stream stream) {
+  const int64_t blocks = shape.B * shape.H * ((budgets.C + CLUSTERS - 1) / CLUSTERS) * ((shape.N + TOKENS - 1) / TOKENS);
+  if (!blocks) return;
+  with_type(k.type, [&](auto type) {
+    const Heads<decltype(type)> keys(k);
+    CUDA_OPS_LAUNCH(score_tile<decltype(type)>, blocks, THREADS, stream, centroids, keys, tokens, shape, budgets, scores);
+  });
+}
+
+}  // namespace cuda_ops::launch

@@ -1,0 +1,271 @@
+#include "cluster_rows.h"
+
+#include "scan.h"
+
+namespace {
+
+using cuda_ops::Budgets;
+
+constexpr int64_t MOST_SHARED_CLUSTERS = 1024;
+constexpr int RANKED = 256;  // rows whose places are found at once
+constexpr int CLUSTERS = 32, COLUMNS = 32, CLUSTER_LANES = 8, ROW_LANES = WARP / CLUSTER_LANES;
+constexpr int OWN_ROWS = 4, OWN_CLUSTERS = CLUSTERS / CLUSTER_LANES, WARP_ROWS = OWN_ROWS * ROW_LANES;
+struct alignas(16) Quad {
+  float at[4];
+};
+constexpr int STRIDE = COLUMNS / 4 + 1;  // in quads; one more, so that rows at the same place of the piece lie in different banks
+template <int THREADS>
+constexpr int TILE_ROWS = THREADS / WARP * WARP_ROWS;
+
+template <class T>
+struct Side {
+  Heads<T> x;
+  int64_t heads, C, copies, memory_size;
+  bool keys;
+  float *centroids, *half_norms;
+  int32_t *memory, *assignment;
+};
+
+template <class T>
+CUDA_OPS_DEVICE int64_t clusters_of(const Side<T>& side, const Step& step) {
+  return smaller<int64_t>(side.keys ? step.key_clusters : step.clusters, side.C);
+}
+
+CUDA_OPS_DEVICE int64_t sample_size(int64_t n, int64_t C, int64_t sample) { return smaller(n, sample > 4 * C ? sample : 4 * C); }
+
+// half_norms[c] = |c|^2 / 2, by a warp for each centroid.
+CUDA_OPS_DEVICE void measure_norms(const float* centroids, int64_t C, int64_t D, float* half_norms) {
+  const int lane = device::thread() % WARP;
+  for (int64_t c = device::thread() / WARP; c < C; c += device::threads() / WARP) {
+    float sum = 0;
+    for (int64_t d = lane; d < D; d += WARP) sum = device::fma(centroids[c * D + d], centroids[c * D + d], sum);
+    for (int lanes = WARP / 2; lanes; lanes /= 2) sum += device::shuffle_xor(sum, lanes);
+    if (lane == 0) half_norms[c] = sum / 2;
+  }
+}
+
+// A thread's rows of a tile, and whether it is the one of several that hands on what was found for it.
+CUDA_OPS_DEVICE int own_row(int r) { return device::thread() / WARP * WARP_ROWS + device::thread() % WARP / CLUSTER_LANES + r * ROW_LANES; }
+CUDA_OPS_DEVICE bool hands_on(int r) { return device::thread() % CLUSTER_LANES == r; }
+
+// The centroid nearest to each row of a tile of TILE_ROWS<THREADS>: the largest x.c - |c|^2 / 2, the lowest centroid where several are (and where no score is a
+// number). `position` gives the token of a row, or -1; norms are read behind a barrier. A warp has 16 rows, a lane 4 of them and every 8th centroid; a product is
+// one chain of fused additions in the order of d, so that equal centroids tie.
+template <int THREADS, class T, class Position>
+CUDA_OPS_DEVICE void find_nearest(const T* x, int64_t token, int64_t element, int rows, const Position& position, const float* centroids, const float* half_norms,
+                                  int64_t C, int64_t D, Quad* row_piece, Quad* centroid_piece, int32_t nearest[OWN_ROWS]) {
+  const int t = device::thread(), own_cluster = t % CLUSTER_LANES;
+  const bool busy = own_row(0) - t % WARP / CLUSTER_LANES < rows;
+  float best[OWN_ROWS];
+  for (int r = 0; r < OWN_ROWS; ++r) {
+    best[r] = -infinity();
+    nearest[r] = 0;
+  }
+  for (int64_t c0 = 0; c0 < C; c0 += CLUSTERS) {
+    float sum[OWN_CLUSTERS][OWN_ROWS] = {};
+    for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
+      float *to_row = row_piece->at, *to_centroid = centroid_piece->at;
+      const int column = t % COLUMNS;
+      const bool inside = d0 + column < D;
+      CUDA_OPS_UNROLL(4)
+      for (int i = t / COLUMNS; i < TILE_ROWS<THREADS>; i += THREADS / COLUMNS) {
+        const int64_t from = i < rows ? position(i) : -1;
+        to_row[i * (4 * STRIDE) + column] = inside && from >= 0 ? widen(x[from * token + (d0 + column) * element]) : 0;
+      }
+      for (int c = t / COLUMNS; c < CLUSTERS; c += THREADS / COLUMNS)
+        to_centroid[c * (4 * STRIDE) + column] = inside && c0 + c < C ? centroids[(c0 + c) * D + d0 + column] : 0;
+      device::barrier();
+      CUDA_OPS_UNROLL(1)
+      for (int quad = 0; quad < COLUMNS / 4 && busy; ++quad) {
+        Quad row[OWN_ROWS];
+        for (int r = 0; r < OWN_ROWS; ++r) row[r] = row_piece[own_row(r) * STRIDE + quad];
+        for (int c = 0; c < OWN_CLUSTERS; ++c) {
+          const Quad centroid = centroid_piece[(own_cluster + c * CLUSTER_LANES) * STRIDE + quad];
+          for (int r = 0; r < OWN_ROWS; ++r)
+            for (int d = 0; d < 4; ++d) sum[c][r] = device::fma(row[r].at[d], centroid.at[d], sum[c][r]);
+        }
+      }
+      device::barrier();
+    }
+    for (int c = 0; c < OWN_CLUSTERS; ++c) {
+      const int64_t cluster = c0 + own_cluster + c * CLUSTER_LANES;
+      const float half_norm = cluster < C ? half_norms[cluster] : 0;
+      for (int r = 0; r < OWN_ROWS; ++r) {
+        const float score = sum[c][r] - half_norm;
+        if (cluster < C && score > best[r]) {
+          best[r] = score;
+          nearest[r] = int32_t(cluster);
+        }
+      }
+    }
+  }
+  for (int lanes = 1; lanes < CLUSTER_LANES; lanes *= 2)
+    for (int r = 0; r < OWN_ROWS; ++r) {
+      const float score = device::shuffle_xor(best[r], lanes);
+      const int32_t cluster = device::shuffle_xor(nearest[r], lanes);
+      if (score > best[r] || (score == best[r] && cluster < nearest[r])) {
+        best[r] = score;
+        nearest[r] = cluster;
+      }
+    }
+}
+
+// order[] = the sampled positions, by their cluster and within it as they were; the members of cluster c end before ends[c], where those of c + 1 begin.
+// `assigned` is read behind a barrier.
+template <int THREADS>
+CUDA_OPS_DEVICE void list_members(const int32_t* assigned, const int32_t* positions, int64_t S, int64_t C, int32_t* sums, int32_t* ranked, int32_t* ends,
+                                  int32_t* order) {
+  const int t = device::thread();
+  for (int64_t c = t; c < C; c += THREADS) ends[c] = 0;
+  device::barrier();
+  for (int64_t j = t; j < S; j += THREADS) device::add(&ends[assigned[j]], 1);
+  device::barrier();
+  int32_t smaller_clusters = 0;
+  for (int64_t c0 = 0; c0 < C; c0 += THREADS) {
+    int32_t total;
+    const int32_t before = sum_before(c0 + t < C ? ends[c0 + t] : 0, sums, total);
+    if (c0 + t < C) ends[c0 + t] = smaller_clusters + before;
+    smaller_clusters += total;
+  }
+  for (int64_t j0 = 0; j0 < S; j0 += RANKED) {
+    const bool listed = t < RANKED && j0 + t < S;
+    const int32_t cluster = listed ? assigned[j0 + t] : -1;
+    if (t < RANKED) ranked[t] = cluster;
+    device::barrier();
+    int32_t place = listed ? ends[cluster] : 0;
+    for (int other = 0; other < t / WARP * WARP + WARP && t < RANKED; ++other) place += other < t && ranked[other] == cluster;
+    device::barrier();
+    if (listed) {
+      order[place] = positions[j0 + t];
+      device::add(&ends[cluster], 1);
+    }
+  }
+  device::barrier();
+}
+
+// The mean of each cluster's members, summed in their order, WARP columns by a warp; a cluster without members stays.
+template <class T>
+CUDA_OPS_DEVICE void replace_by_means(const T* x, int64_t token, int64_t element, const int32_t* order, const int32_t* ends, int64_t C, int64_t D,
+                                      float* centroids) {
+  const int64_t pieces = (D + WARP - 1) / WARP;
+  for (int64_t task = device::thread() / WARP; task < C * pieces; task += device::threads() / WARP) {
+    const int64_t c = task / pieces, d = task % pieces * WARP + device::thread() % WARP;
+    const int32_t begin = c ? ends[c - 1] : 0, end = ends[c];
+    if (d >= D || begin == end) continue;
+    float sum = 0;
+    CUDA_OPS_UNROLL(4)
+    for (int32_t r = begin; r < end; ++r) sum += widen(x[order[r] * token + d * element]);
+    centroids[c * D + d] = sum / float(end - begin);
+  }
+}
+
+constexpr int SAMPLE_THREADS = 512;
+
+// A block for each head: the starts, then the rounds on its sample.
+template <class T>
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SAMPLE_THREADS) sample_centroids(Side<T> first, Side<T> second, int64_t first_blocks, Tokens tokens, Budgets budgets, int64_t D,
+                                                                int64_t rounds) {
+  constexpr int THREADS = SAMPLE_THREADS;
+  CUDA_OPS_SHARED(Quad, row_piece, TILE_ROWS<THREADS> * STRIDE);
+  CUDA_OPS_SHARED(Quad, centroid_piece, CLUSTERS * STRIDE);
+  CUDA_OPS_SHARED(int32_t, shared_ends, MOST_SHARED_CLUSTERS);
+  CUDA_OPS_SHARED(int32_t, ranked, RANKED);
+  CUDA_OPS_SHARED(int32_t, sums, THREADS / WARP);
+  const bool is_first = device::block() < first_blocks;
+  const Side<T> side = is_first ? first : second;
+  const int64_t head = device::block() - (is_first ? 0 : first_blocks), b = head / side.heads, n = count_of(tokens, b);
+  if (n == 0) return;
+  const Step step = step_of(budgets, n);
+  const int64_t C = clusters_of(side, step), S = sample_size(n, C, step.sample);
+  const int t = device::thread();
+  const T* x = side.x.base + side.x.offset(b, head % side.heads, 0, 0);
+  float *centroids = side.centroids + head * side.C * D, *half_norms = side.half_norms + head * side.C;
+  int32_t *assigned = side.memory + head * side.memory_size, *order = assigned + S, *positions = order + S;
+  int32_t* ends = C <= MOST_SHARED_CLUSTERS ? shared_ends : positions + S;
+  for (int64_t c = t / WARP; c < C; c += THREADS / WARP) {
+    const T* row = x + position_of(tokens, b, c * n / C) * side.x.token;
+    for (int64_t d = t % WARP; d < D; d += WARP) centroids[c * D + d] = widen(row[d * side.x.element]);
+  }
+  for (int64_t j = t; j < S && rounds; j += THREADS) positions[j] = int32_t(position_of(tokens, b, j * n / S));
+  device::barrier();
+  measure_norms(centroids, C, D, half_norms);
+  for (int64_t round = 0; round < rounds; ++round) {
+    for (int64_t j0 = 0; j0 < S; j0 += TILE_ROWS<THREADS>) {
+      int32_t nearest[OWN_ROWS];
+      const int rows = int(smaller<int64_t>(TILE_ROWS<THREADS>, S - j0));
+      const auto position = [=](int i) { return int64_t(positions[j0 + i]); };
+      find_nearest<THREADS>(x, side.x.token, side.x.element, rows, position, centroids, half_norms, C, D, row_piece, centroid_piece, nearest);
+      for (int r = 0; r < OWN_ROWS; ++r)
+        if (hands_on(r) && own_row(r) < rows) assigned[j0 + own_row(r)] = nearest[r];
+    }
+    list_members<THREADS>(assigned, positions, S, C, sums, ranked, ends, order);
+    replace_by_means(x, side.x.token, side.x.element, order, ends, C, D, centroids);
+    device::barrier();
+    measure_norms(centroids, C, D, half_norms);
+  }
+}
+
+constexpr int ASSIGN_THREADS = 128;
+
+// A block for each tile of tokens of a head.
+template <class T>
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(ASSIGN_THREADS) assign_tokens(Side<T> first, Side<T> second, int64_t first_blocks, Tokens tokens, Budgets budgets, int64_t D) {
+  constexpr int THREADS = ASSIGN_THREADS, ROWS = TILE_ROWS<THREADS>;
+  CUDA_OPS_SHARED(Quad, row_piece, ROWS * STRIDE);
+  CUDA_OPS_SHARED(Quad, centroid_piece, CLUSTERS * STRIDE);
+  CUDA_OPS_SHARED(uint32_t, valid, ROWS / WARP);
+  const bool is_first = device::block() < first_blocks;
+  const Side<T> side = is_first ? first : second;
+  const int64_t N = tokens.N, tiles = (N + ROWS - 1) / ROWS, block = device::block() - (is_first ? 0 : first_blocks);
+  const int64_t head = block / tiles, i0 = block % tiles * ROWS, b = head / side.heads, C = clusters_of(side, step_of(budgets, count_of(tokens, b)));
+  const int t = device::thread(), rows = int(smaller<int64_t>(ROWS, N - i0));
+  const uint32_t votes = device::ballot(t < rows && index_of(tokens, b, i0 + t) >= 0);
+  if (t < ROWS && t % WARP == 0) valid[t / WARP] = votes;
+  device::barrier();
+  const auto position = [=](int i) { return valid[i / WARP] >> i % WARP & 1 ? i0 + i : -1; };
+  uint32_t any = 0;
+  for (int w = 0; w < ROWS / WARP; ++w) any |= valid[w];
+  int32_t nearest[OWN_ROWS] = {};
+  // a tile of padding has nothing to find
+  if (any)
+    find_nearest<THREADS>(side.x.base + side.x.offset(b, head % side.heads, 0, 0), side.x.token, side.x.element, rows, position, side.centroids + head * side.C * D,
+                          side.half_norms + head * side.C, C, D, row_piece, centroid_piece, nearest);
+  for (int r = 0; r < OWN_ROWS; ++r) {
+    const int row = own_row(r);
+    if (!hands_on(r) || row >= rows) continue;
+    const int32_t cluster = position(row) >= 0 ? nearest[r] : -1;
+    for (int64_t copy = 0; copy < side.copies; ++copy) side.assignment[(head * side.copies + copy) * N + i0 + row] = cluster;
+  }
+}
+
+template <class T>
+Side<T> side_of(const cuda_ops::launch::RowClusters& side, int64_t memory_size) {
+  return {Heads<T>(side.x), side.heads, side.C, side.copies, memory_size, side.keys, side.centroids, side.half_norms, side.memory, side.assignment};
+}
+
+}  // namespace
+
+namespace cuda_ops::launch {
+
+int64_t cluster_rows_memory(int64_t N, int64_t C, int64_t sample) {
+  const int64_t wanted = sample > 4 * C ? sample : 4 * C;
+  return 3 * (N < wanted ? N : wanted) + (C > MOST_SHARED_CLUSTERS ? C : 0);
+}
+
+void cluster_rows(const RowClusters* sides, int count, const Tokens& tokens, const Budgets& budgets, int64_t B, int64_t D, int64_t rounds, Stream stream) {
+  int64_t sample = 0;
+  for (int s = 0; s < budgets.count; ++s) sample = budgets.steps[s].sample > sample ? budgets.steps[s].sample : sample;
+  const RowClusters& first = sides[0];
+  const RowClusters& second = sides[count - 1];
+  const int64_t first_heads = B * first.heads, heads = first_heads + (count > 1 ? B * second.heads : 0);
+  const int64_t tiles = (tokens.N + TILE_ROWS<ASSIGN_THREADS> - 1) / TILE_ROWS<ASSIGN_THREADS>;
+  if (!heads || !tiles) return;
+  with_type(first.x.type, [&](auto type) {
+    using T = decltype(type);
+    const auto one = side_of<T>(first, cluster_rows_memory(tokens.N, first.C, sample)), other = side_of<T>(second, cluster_rows_memory(tokens.N, second.C, sample));
+    CUDA_OPS_LAUNCH(sample_centroids<T>, heads, SAMPLE_THREADS, stream, one, other, first_heads, tokens, budgets, D, rounds);
+    CUDA_OPS_LAUNCH(assign_tokens<T>, heads * tiles, ASSIGN_THREADS, stream, one, other, first_heads * tiles, tokens, budgets, D);
+  });
+}
+
+}  // namespace cuda_ops::launch

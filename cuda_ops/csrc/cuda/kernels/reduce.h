@@ -1,0 +1,28 @@
+// Sums and maxima over the lanes of a warp, in one fixed order: every lane gets the same bits.
+#pragma once
+#include "device.h"
+
+namespace {
+
+CUDA_OPS_DEVICE float warp_sum(float value) {
+  for (int lanes = WARP / 2; lanes; lanes /= 2) value += device::shuffle_xor(value, lanes);
+  return value;
+}
+// Of NaN and a number either may come out.
+CUDA_OPS_DEVICE float warp_largest(float value) {
+  for (int lanes = WARP / 2; lanes; lanes /= 2) value = larger(value, device::shuffle_xor(value, lanes));
+  return value;
+}
+
+// The sum over the block, in the order of its warps. `sums` has a place for each warp.
+CUDA_OPS_DEVICE float block_sum(float value, float* sums) {
+  value = warp_sum(value);
+  if (device::thread() % WARP == 0) sums[device::thread() / WARP] = value;
+  device::barrier();
+  float total = sums[0];
+  for (int w = 1; w < device::threads() / WARP; ++w) total += sums[w];
+  device::barrier();
+  return total;
+}
+
+}  // namespace

@@ -1,0 +1,27 @@
+// Sums over the threads of a block.
+#pragma once
+#include "device.h"
+
+namespace {
+
+// The sum of the values of the threads before this one, and in `total` that of all. `sums` has a place for each warp. Integers: their sum needs no order.
+CUDA_OPS_DEVICE int32_t sum_before(int32_t value, int32_t* sums, int32_t& total) {
+  const int lane = device::thread() % WARP, warp = device::thread() / WARP;
+  int32_t up_to_here = value;
+  for (int step = 1; step < WARP; step *= 2) {
+    const int32_t other = device::shuffle(up_to_here, lane >= step ? lane - step : lane);
+    if (lane >= step) up_to_here += other;
+  }
+  if (lane == WARP - 1) sums[warp] = up_to_here;
+  device::barrier();
+  int32_t before = up_to_here - value;
+  total = 0;
+  for (int w = 0; w < device::threads() / WARP; ++w) {
+    if (w < warp) before += sums[w];
+    total += sums[w];
+  }
+  device::barrier();
+  return before;
+}
+
+}  // namespace

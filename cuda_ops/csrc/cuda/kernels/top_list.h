@@ -1,0 +1,19 @@
+// The top keys of a cluster: ascending token positions, then -1.
+#pragma once
+#include "device.h"
+
+namespace {
+
+// Read without a sign, -1 is larger than every position: the whole list ascends.
+CUDA_OPS_DEVICE int64_t slot_of(const int32_t* list, int64_t K, int64_t position) {
+  int64_t low = 0, high = K;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (uint32_t(list[middle]) < uint32_t(position)) low = middle + 1;
+    else high = middle;
+  }
+  return low < K && list[low] == position ? low : -1;
+}
+CUDA_OPS_DEVICE bool holds(const int32_t* list, int64_t K, int64_t position) { return slot_of(list, K, position) >= 0; }
+
+}  // namespace
