@@ -15,7 +15,7 @@ MEETING = 1.5 * MICROSECOND
 """Of the blocks that share a head: an atomic addition, a fence, and reading until all are there."""
 FAST_TRIP, SLOW_TRIP = 0.3 * MICROSECOND, 0.7 * MICROSECOND
 """From asking the L2 cache, or memory, for a number until using it: what a loop waits for at each turn."""
-MEMORY_SHARE, CACHE_SHARE, FLOAT_SHARE, INTEGER_SHARE = 0.75, 0.6, 0.4, 0.5
+MEMORY_SHARE, CACHE_SHARE, FLOAT_SHARE, TENSOR_SHARE, INTEGER_SHARE = 0.75, 0.6, 0.4, 0.3, 0.5
 """Of the peaks. Operands of products come from shared memory, which holds the FMA units to less than half."""
 SDPA_RATE = 400e12
 """FLOP/s of FlashAttention-3, D=64, bfloat16: 330 to 500 were seen on an H200."""
@@ -29,6 +29,7 @@ class Card:
     memory: float
     cache: float = 5.5e12
     float32: float = 67e12
+    tensor: float = 989e12
     integer: float = 15e12
     multiprocessors: int = 132
 
@@ -76,6 +77,7 @@ class Stage:
         blocks: of the kernel that takes longest, all of which run at once where they fit.
         trips: reads of global memory that wait for each other, in one block.
         waits: seconds that blocks wait for each other.
+        tensor: FLOP of the tensor cores.
     """
 
     name: str
@@ -87,6 +89,7 @@ class Stage:
     blocks: float = 1e9
     trips: float = 0.0
     waits: float = 0.0
+    tensor: float = 0.0
 
     def limits(self, card: Card) -> dict[str, float]:
         """Seconds by what limits them, launches apart."""
@@ -97,6 +100,7 @@ class Stage:
             "memory": self.memory / (card.memory * MEMORY_SHARE),
             "cache": self.cache / (card.cache * CACHE_SHARE),
             "FMA": self.flop / (card.float32 * FLOAT_SHARE * filled),
+            "tensor cores": self.tensor / (card.tensor * TENSOR_SHARE * filled),
             "integers": self.integer / (card.integer * INTEGER_SHARE * filled),
             "latency": self.trips * trip * waves + self.waits,
         }
@@ -207,9 +211,9 @@ def improved(layer: Layer) -> list[Stage]:
             1,
             (2 * 2 * D + 8) * T,
             (2 * 2 * D + 4 * D + 2 * 2 * layer.K * D / 32) * T,
-            2 * 2 * keys * D * T,
             blocks=T / 32,
             trips=10,
+            tensor=2 * 2 * keys * D * T,
         ),
     ]
 
@@ -270,9 +274,10 @@ def refined(layer: Layer) -> list[Stage]:
             1,
             (2 * 2 * D + 12) * T + cells,
             (2 * 2 * D + 2 * 2 * layer.K * D / 32 + 2 * 4 * M * D / 32 + band * neighbour) * T,
-            (2 * 2 * keys * D + band * 2 * 3 * D) * T,
+            band * 2 * 3 * D * T,
             blocks=T / 32,
             trips=14,
+            tensor=2 * 2 * keys * D * T,
         ),
     ]
 

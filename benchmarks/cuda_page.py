@@ -43,7 +43,7 @@ def stages_table(method: str) -> list[str]:
     total = Stage(
         "",
         cuda_costs.launches(shown),
-        *(sum(getattr(one, name) for one in shown) for name in ("memory", "cache", "flop")),
+        **{name: sum(getattr(one, name) for one in shown) for name in ("memory", "cache", "flop", "tensor")},
     )
     rows.append(["**all**", *asked(total), "", *(f"**{one}**" for one in sums)])
     header = [
@@ -51,7 +51,8 @@ def stages_table(method: str) -> list[str]:
         "launches",
         "MB",
         "MB asked of the cache",
-        "GFLOP",
+        "GFLOP, FMA",
+        "GFLOP, tensor cores",
         "limited by",
         *(f"{size_title(B, N)}" for B, N, _ in SIZES),
     ]
@@ -61,7 +62,7 @@ def stages_table(method: str) -> list[str]:
 def asked(stage: Stage) -> list[str]:
     return [
         str(stage.launches),
-        *(f"{value:,.1f}" for value in (stage.memory / 1e6, stage.cache / 1e6, stage.flop / 1e9)),
+        *(f"{value:,.1f}" for value in (stage.memory / 1e6, stage.cache / 1e6, stage.flop / 1e9, stage.tensor / 1e9)),
     ]
 
 

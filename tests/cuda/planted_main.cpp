@@ -19,6 +19,7 @@
 #include "hash_vectors.h"
 #include "improved_clustered_backward.h"
 #include "refined_attention.h"
+#include "refined_backward.h"
 #include "tail.h"
 #include "top_keys.h"
 #include "valid_tokens.h"
@@ -210,6 +211,21 @@ void run() {
   float *slots_k = memory<float>(B * H * C * K * D), *slots_v = memory<float>(B * H * C * K * D);
   launch::listed_key_gradients(in, lists, statistics, mass, slots_k, slots_v, nullptr);
   launch::clustered_key_gradients({products, weights, centroids, mean_grad, slots_k, slots_v}, rows.tokens, SHAPE, lists, grad_k, grad_v, nullptr);
+  wrote_gradients();
+
+  const int64_t clustered = B * H * C, W = 3, width = 2 * W + 1;
+  const CellGradients cell_grads{memory<float>(cells), memory<float>(cells), memory<float>(cells), memory<float>(cells * D), memory<float>(cells * D)};
+  launch::centroid_scores(centroids, k, rows.tokens, SHAPE, BUDGETS, scores, nullptr);
+  RefinedBackward refined{in, BUDGETS, W, width, clusters, key_clusters, top, groups, key_groups, centroids, scores, tail, memory<float>(B * H * N * width),
+                          memory<float>(B * H * N * width), memory<float>(B * H * N * width), memory<QueryTotals>(B * H * N), memory<float>(elements),
+                          memory<float>(clustered * K * D), memory<float>(clustered * K * D), cell_grads, memory<float>(elements), memory<float>(elements),
+                          memory<float>(clustered * D * refined_mean_parts(N)), memory<float>(clustered * D), out, grad_k, grad_v};
+  launch::refined_band_backward(refined, nullptr);
+  launch::refined_queries_backward(refined, nullptr);
+  launch::refined_clusters_backward(refined, nullptr);
+  launch::refined_tail_backward(refined, nullptr);
+  launch::refined_keys_backward(refined, nullptr);
+  launch::refined_means_backward(refined, nullptr);
   wrote_gradients();
 }
 

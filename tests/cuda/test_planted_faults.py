@@ -42,7 +42,6 @@ def test_every_order_gives_the_same_bits(results: str) -> None:
         ("groups.cu", [("groups.cu", BARRIER, "", 2)], ""),
         ("groups.cu", [("groups.cu", BARRIER, "", 3)], ""),
         ("groups.cu", [("scan.h", BARRIER, "", 0)], ""),
-        ("groups.cu", [("scan.h", BARRIER, "", 1)], ""),
         # an order that decides: places given out as threads come
         (
             "groups.cu",
@@ -90,7 +89,7 @@ def test_every_order_gives_the_same_bits(results: str) -> None:
                     0,
                 )
             ],
-            "a thread left before a collective of its warp",
+            "threads wait for each other for ever",
         ),
         # memory
         (

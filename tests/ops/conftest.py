@@ -7,6 +7,7 @@ from pathlib import Path
 
 import operator_backend
 import pytest
+import tolerance
 import torch
 
 from cuda_ops import _library
@@ -52,6 +53,18 @@ def operators_asked_for() -> Iterator[None]:
     overrides = operator_backend.substitute(*source, operator_backend.all_names())
     yield
     overrides._destroy()
+
+
+@pytest.fixture(autouse=True)
+def as_exact_as_its_inputs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On the tensor cores 16-bit inputs are multiplied with weights of 16 bits: see tolerance.py."""
+    parameters = request.node.callspec.params.values() if hasattr(request.node, "callspec") else ()
+    narrow = [x for x in parameters if x in (torch.bfloat16, torch.float16)]
+    if operator_backend.wanted() is None or not narrow:
+        yield
+        return
+    with tolerance.rounded_to(narrow[0]):
+        yield
 
 
 @pytest.fixture(autouse=True)

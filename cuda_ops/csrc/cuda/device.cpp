@@ -6,7 +6,7 @@
 #include <dlfcn.h>
 #endif
 
-#include "kernels/errors.h"
+#include "kernels/runtime.h"
 
 namespace cuda_ops {
 namespace {
@@ -48,6 +48,7 @@ void run_on_device(const char* reference, Boxed run, StableIValue* stack, uint64
   int32_t device = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(first, &device));
   const torch::stable::accelerator::DeviceGuard guard(device);
+  use_device(device);
 #endif
   run(stack, inputs, outputs);
   const char* error = last_error();

@@ -57,8 +57,9 @@ struct ListedKeys {
   CUDA_OPS_DEVICE int64_t position(int64_t j) const { return list ? list[j] : position_of(tokens, b, j); }
   CUDA_OPS_DEVICE float key(int64_t j, int64_t d) const { return k.at(b, h, position(j), d); }
   CUDA_OPS_DEVICE float value(int64_t j, int64_t d) const { return v.at(b, h, position(j), d); }
-  // Eight numbers of key or value j, 0 where there is none.
-  CUDA_OPS_DEVICE void copy_key(int64_t j, int64_t d, T* to) const { copy(k, j, d, to); }
+  // A key is the sum of so many 16-bit parts. Eight numbers of one, or of a value; 0 where there is none.
+  static constexpr int PARTS = 1;
+  CUDA_OPS_DEVICE void copy_key(int64_t j, int64_t d, int, T* to) const { copy(k, j, d, to); }
   CUDA_OPS_DEVICE void copy_value(int64_t j, int64_t d, T* to) const { copy(v, j, d, to); }
   CUDA_OPS_DEVICE void prepare(int64_t) const {}
   CUDA_OPS_DEVICE float logit(float product, int64_t, int64_t) const { return product; }

@@ -22,8 +22,11 @@ class MatrixAttention {
 
   CUDA_OPS_DEVICE explicit MatrixAttention(Quad* memory)
       : keys_(reinterpret_cast<T*>(memory)), values_(keys_ + KEYS * STRIDE), running_{memory[2 * TILE_BYTES / 16].at, running_.largest + QUERIES, running_.total + QUERIES} {
+    CUDA_OPS_UNROLL(TILES)
     for (int n = 0; n < TILES; ++n)
+      CUDA_OPS_UNROLL(4)
       for (int i = 0; i < 4; ++i) out_[n][i] = 0;
+    CUDA_OPS_UNROLL(2)
     for (int side = 0; side < 2; ++side) {
       largest_[side] = -infinity();
       total_[side] = 0;
@@ -39,6 +42,7 @@ class MatrixAttention {
       copy_eight(queries.q, queries.q.offset(queries.b, queries.h, here ? queries.position[r] : 0, 0), here, d, queries.D, keys_ + r * STRIDE + d);
     }
     device::barrier();
+    CUDA_OPS_UNROLL(STEPS)
     for (int k = 0; k < STEPS; ++k) load_a(queries_[k], keys_ + first_row() * STRIDE + k * 16, STRIDE);
     device::barrier();
   }
@@ -47,14 +51,17 @@ class MatrixAttention {
   CUDA_OPS_DEVICE void add(const QueryRows<T>& queries, const Keys& keys) {
     for (int64_t j0 = 0; j0 < keys.count; j0 += KEYS) {
       keys.prepare(j0);
-      for (int e = device::thread(); e < KEYS * (SIZE / 8); e += THREADS) {
-        const int j = e / (SIZE / 8), d = e % (SIZE / 8) * 8;
-        keys.copy_key(j0 + j, d, keys_ + j * STRIDE + d);
-        keys.copy_value(j0 + j, d, values_ + j * STRIDE + d);
+      float weights[KEY_TILES][4] = {};
+      for (int part = 0; part < Keys::PARTS; ++part) {
+        for (int e = device::thread(); e < KEYS * (SIZE / 8); e += THREADS) {
+          const int j = e / (SIZE / 8), d = e % (SIZE / 8) * 8;
+          keys.copy_key(j0 + j, d, part, keys_ + j * STRIDE + d);
+          if (part == 0) keys.copy_value(j0 + j, d, values_ + j * STRIDE + d);
+        }
+        device::barrier();
+        add_products(weights);
+        if (part + 1 < Keys::PARTS) device::barrier();
       }
-      device::barrier();
-      float weights[KEY_TILES][4];
-      products(weights);
       weigh(keys, j0, queries.scale, weights);
       add_values(weights);
       device::barrier();
@@ -63,6 +70,7 @@ class MatrixAttention {
 
   // Writes the running softmax to where the other threads see it.
   CUDA_OPS_DEVICE void publish() {
+    CUDA_OPS_UNROLL(2)
     for (int side = 0; side < 2; ++side) {
       const float total = quad_sum(total_[side]);
       if (device::thread() % 4 == 0) {
@@ -76,16 +84,26 @@ class MatrixAttention {
   // Adds keys that every row has for itself, `width` of them at these token positions, -1 for none, with weights that may be negative. The running softmax was
   // published and has taken them in.
   CUDA_OPS_DEVICE void add_own(const Heads<T>& v, int64_t b, int64_t h, int64_t D, int width, int stride, const int32_t* position, const float* weights) {
+    CUDA_OPS_UNROLL(2)
     for (int side = 0; side < 2; ++side) {
       const int r = row_of(2 * side);
+      const float shrink = running_.factor[r];
+      CUDA_OPS_UNROLL(TILES)
       for (int n = 0; n < TILES; ++n)
-        for (int i = 2 * side; i < 2 * side + 2; ++i) out_[n][i] *= running_.factor[r];
+        CUDA_OPS_UNROLL(2)
+        for (int i = 2 * side; i < 2 * side + 2; ++i) out_[n][i] *= shrink;
+      CUDA_OPS_UNROLL(1)
       for (int w = 0; w < width; ++w) {
         const int64_t token = position[r * stride + w];
+        if (token < 0) continue;
         const float weight = weights[r * stride + w];
-        for (int n = 0; n < TILES && token >= 0; ++n)
-          for (int i = 2 * side; i < 2 * side + 2; ++i)
-            if (column(n, i) < D) out_[n][i] = device::fma(weight, v.at(b, h, token, column(n, i)), out_[n][i]);
+        const T* value = v.base + v.offset(b, h, token, column(0, 0));  // from tile to tile, so that no register holds a place of its own for each
+        int left = int(D) - column(0, 0);
+        CUDA_OPS_UNROLL(TILES)
+        for (int n = 0; n < TILES; ++n, value += 8 * v.element, left -= 8) {
+          if (left > 0) out_[n][2 * side] = device::fma(weight, widen(value[0]), out_[n][2 * side]);
+          if (left > 1) out_[n][2 * side + 1] = device::fma(weight, widen(value[v.element]), out_[n][2 * side + 1]);
+        }
       }
     }
     device::barrier();
@@ -94,7 +112,9 @@ class MatrixAttention {
   // use(row, column, sum) for every sum of this thread.
   template <class Use>
   CUDA_OPS_DEVICE void each(int64_t count, int64_t D, const Use& use) {
+    CUDA_OPS_UNROLL(TILES)
     for (int n = 0; n < TILES; ++n)
+      CUDA_OPS_UNROLL(4)
       for (int i = 0; i < 4; ++i)
         if (row_of(i) < count && column(n, i) < D) use(row_of(i), column(n, i), out_[n][i]);
   }
@@ -109,9 +129,7 @@ class MatrixAttention {
     return value;
   }
 
-  CUDA_OPS_DEVICE void products(float (&sum)[KEY_TILES][4]) {
-    for (int n = 0; n < KEY_TILES; ++n)
-      for (int i = 0; i < 4; ++i) sum[n][i] = 0;
+  CUDA_OPS_DEVICE void add_products(float (&sum)[KEY_TILES][4]) {
     CUDA_OPS_UNROLL(STEPS)
     for (int k = 0; k < STEPS; ++k)
       CUDA_OPS_UNROLL(KEY_TILES / 2)
@@ -127,24 +145,31 @@ class MatrixAttention {
   template <class Keys>
   CUDA_OPS_DEVICE void weigh(const Keys& keys, int64_t j0, float scale, float (&weights)[KEY_TILES][4]) {
     float most[2] = {largest_[0], largest_[1]};
+    CUDA_OPS_UNROLL(KEY_TILES)
     for (int n = 0; n < KEY_TILES; ++n)
+      CUDA_OPS_UNROLL(4)
       for (int i = 0; i < 4; ++i) {
         const int j = column(n, i);
         weights[n][i] = j0 + j < keys.count ? keys.logit(weights[n][i] * scale, row_of(i), j) : -infinity();
         most[i / 2] = larger(weights[n][i], most[i / 2]);
       }
+    CUDA_OPS_UNROLL(2)
     for (int side = 0; side < 2; ++side) {
       for (int lanes = 2; lanes; lanes /= 2) most[side] = larger(most[side], device::shuffle_xor(most[side], lanes));
       const float shrink = largest_[side] == -infinity() ? 0 : device::exponential(largest_[side] - most[side]);
       float sum = 0;
+      CUDA_OPS_UNROLL(KEY_TILES)
       for (int n = 0; n < KEY_TILES; ++n)
+        CUDA_OPS_UNROLL(2)
         for (int i = 2 * side; i < 2 * side + 2; ++i) {
           weights[n][i] = numerator(weights[n][i], most[side]);
           sum += weights[n][i];
         }
       total_[side] = device::fma(total_[side], shrink, sum);
       largest_[side] = most[side];
+      CUDA_OPS_UNROLL(TILES)
       for (int n = 0; n < TILES; ++n)
+        CUDA_OPS_UNROLL(2)
         for (int i = 2 * side; i < 2 * side + 2; ++i) out_[n][i] *= shrink;
     }
   }

@@ -23,7 +23,9 @@ class VectorAttention {
   CUDA_OPS_DEVICE explicit VectorAttention(Quad* memory)
       : queries_(memory->at), rows_(queries_ + QUERIES * STRIDE), weights_(rows_ + KEYS * STRIDE), running_{weights_ + QUERIES * STRIDE, weights_ + QUERIES * (STRIDE + 1),
                                                                                                            weights_ + QUERIES * (STRIDE + 2)} {
+    CUDA_OPS_UNROLL(PIECES)
     for (int piece = 0; piece < PIECES; ++piece)
+      CUDA_OPS_UNROLL(OWN)
       for (int r = 0; r < OWN; ++r) out_[piece][r] = 0;
     if (device::thread() < QUERIES) {
       running_.largest[device::thread()] = -infinity();
@@ -46,6 +48,7 @@ class VectorAttention {
       products(queries, keys, j0);
       weigh(int(smaller(int64_t(KEYS), keys.count - j0)));
       rescale();
+      CUDA_OPS_UNROLL(PIECES)
       for (int piece = 0; piece < PIECES; ++piece) {
         for (int e = device::thread(); e < KEYS * COLUMNS; e += THREADS) {
           const int64_t j = j0 + e / COLUMNS, d = piece * COLUMNS + e % COLUMNS;
@@ -63,27 +66,35 @@ class VectorAttention {
   template <class T>
   CUDA_OPS_DEVICE void add_own(const Heads<T>& v, int64_t b, int64_t h, int64_t D, int width, int stride, const int32_t* position, const float* weights) {
     rescale();
-    for (int piece = 0; piece < PIECES; ++piece) {
-      const int64_t d = piece * COLUMNS + device::thread() % COLUMNS;
-      for (int r = 0; r < OWN && d < D; ++r)
-        for (int w = 0; w < width; ++w) {
-          const int place = row(r) * stride + w;
-          if (position[place] >= 0) out_[piece][r] = device::fma(weights[place], v.at(b, h, position[place], d), out_[piece][r]);
-        }
-    }
+    const int64_t column = device::thread() % COLUMNS;
+    CUDA_OPS_UNROLL(OWN)
+    for (int r = 0; r < OWN; ++r)
+      CUDA_OPS_UNROLL(1)
+      for (int w = 0; w < width; ++w) {
+        const int place = row(r) * stride + w;
+        if (position[place] < 0) continue;
+        const T* value = v.base + v.offset(b, h, position[place], column);
+        CUDA_OPS_UNROLL(PIECES)
+        for (int piece = 0; piece < PIECES; ++piece, value += COLUMNS * v.element)
+          if (piece * COLUMNS + column < D) out_[piece][r] = device::fma(weights[place], widen(*value), out_[piece][r]);
+      }
     device::barrier();
   }
 
   // The sums of this thread times the factor of their row.
   CUDA_OPS_DEVICE void rescale() {
+    CUDA_OPS_UNROLL(PIECES)
     for (int piece = 0; piece < PIECES; ++piece)
+      CUDA_OPS_UNROLL(OWN)
       for (int r = 0; r < OWN; ++r) out_[piece][r] *= running_.factor[row(r)];
   }
 
   // use(row, column, sum) for every sum of this thread.
   template <class Use>
   CUDA_OPS_DEVICE void each(int64_t count, int64_t D, const Use& use) {
+    CUDA_OPS_UNROLL(PIECES)
     for (int piece = 0; piece < PIECES; ++piece)
+      CUDA_OPS_UNROLL(OWN)
       for (int r = 0; r < OWN; ++r) {
         const int64_t d = piece * COLUMNS + device::thread() % COLUMNS;
         if (row(r) < count && d < D) use(row(r), d, out_[piece][r]);
@@ -98,6 +109,7 @@ class VectorAttention {
   CUDA_OPS_DEVICE void products(const QueryRows<T>& queries, const Keys& keys, int64_t j0) {
     const int t = device::thread(), r0 = t / 16 * 2, k0 = t % 16;
     float sum[2][4] = {};
+    CUDA_OPS_UNROLL(PIECES)
     for (int piece = 0; piece < PIECES; ++piece) {
       if (PIECES > 1 || j0 == 0)
         for (int e = t; e < QUERIES * COLUMNS; e += THREADS) queries_[e / COLUMNS * STRIDE + e % COLUMNS] = queries.at(e / COLUMNS, piece * COLUMNS + e % COLUMNS);
@@ -109,14 +121,20 @@ class VectorAttention {
       CUDA_OPS_UNROLL(4)
       for (int d = 0; d < COLUMNS; ++d) {
         float x[2], y[4];
+        CUDA_OPS_UNROLL(2)
         for (int r = 0; r < 2; ++r) x[r] = queries_[(r0 + r) * STRIDE + d];
+        CUDA_OPS_UNROLL(4)
         for (int j = 0; j < 4; ++j) y[j] = rows_[(k0 + 16 * j) * STRIDE + d];
+        CUDA_OPS_UNROLL(2)
         for (int r = 0; r < 2; ++r)
+          CUDA_OPS_UNROLL(4)
           for (int j = 0; j < 4; ++j) sum[r][j] = device::fma(x[r], y[j], sum[r][j]);
       }
       if (piece + 1 < PIECES) device::barrier();
     }
+    CUDA_OPS_UNROLL(2)
     for (int r = 0; r < 2; ++r)
+      CUDA_OPS_UNROLL(4)
       for (int j = 0; j < 4; ++j) {
         const int64_t key = k0 + 16 * j;
         weights_[(r0 + r) * STRIDE + key] = j0 + key < keys.count ? keys.logit(sum[r][j], r0 + r, key) : -infinity();

@@ -13,7 +13,7 @@
 
 #define CUDA_OPS_KERNEL static __global__ void
 // CUDA_OPS_KERNEL CUDA_OPS_BLOCK(threads) name(…): the registers do for a block of so many threads.
-#define CUDA_OPS_BLOCK(threads) __launch_bounds__(threads)
+#define CUDA_OPS_BLOCK(threads) __launch_bounds__(threads, 1)
 #define CUDA_OPS_DEVICE __device__ __forceinline__
 // An array that the threads of a block share. Aligned for whole 16-byte accesses.
 #define CUDA_OPS_SHARED(Type, name, count) __shared__ __align__(16) Type name[count]
