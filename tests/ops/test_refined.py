@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import operator_backend
 import oracle
 import oracle_refined
 import pytest
@@ -152,7 +153,8 @@ def test_large_scores(dtype: torch.dtype, W: int, seed: int) -> None:
     out, (expected, _) = numpy(results[0]), oracle_given(inputs, results)
     v = numpy(inputs.v)
     bound = 8 * 2**-23 * 200 * np.abs(v).max()
-    bound += 2**-8 * np.abs(v).max() if dtype == torch.bfloat16 else 0.0
+    if dtype == torch.bfloat16:  # the output is rounded; on tensor cores so are the weights and the cells' values
+        bound += (2**-7 if operator_backend.wanted() else 2**-8) * np.abs(v).max()
     assert np.abs(out - expected).max() <= bound
     for b in range(2):
         valid = inputs.mask[b].nonzero().flatten().numpy()
