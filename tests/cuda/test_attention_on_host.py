@@ -102,6 +102,44 @@ def test_every_order_of_threads(order: str) -> None:
     check(CASES[0], torch.bfloat16)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_cell_of_very_many_keys(host: None, dtype: torch.dtype) -> None:
+    """More parts than a block has threads, and more segments than a warp has lanes."""
+    N, D = 33001, 5
+    torch.manual_seed(N)
+    k, v = (torch.randn(1, 1, N, D).to(dtype) for _ in range(2))
+    scores = torch.randn(1, 1, 3, N)
+    top = cpu.top_keys(scores, None, 7)
+    keys = torch.where(torch.arange(N) % 5 > 0, 0, -1).int().expand(1, 1, N).contiguous()
+    wanted, got, reference = (
+        (*ops.centroid_attention(s, x, None, top), *ops.tail(s, y, x, keys, top, 1))
+        for ops, s, y, x in (
+            (cpu, scores.double(), k.double(), v.double()),
+            (torch.ops.cuda_ops_host, scores, k, v),
+            (cpu, scores, k, v),
+        )
+    )
+    names = ("rest", "top_mass", "log_mass", "tail_mass", "spread", "tail_keys", "tail_values")
+    for name, *results in zip(names, got, wanted, reference, strict=True):
+        assert_close(name, *results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_single_key_has_no_spread(host: None, dtype: torch.dtype) -> None:
+    """Nor does its mean differ from it, whatever the other clusters' keys of the cell are."""
+    torch.manual_seed(3)
+    N, D, C = 9, 67, 35
+    k, v = (torch.randn(1, 1, N, D).to(dtype) for _ in range(2))
+    scores = 5 * torch.randn(1, 1, C, N)
+    left = torch.arange(C) % N
+    top = torch.stack([torch.tensor([j for j in range(N) if j != one]) for one in left.tolist()])[None, None].int()
+    cells = torch.ops.cuda_ops_host.tail(scores, k, v, torch.zeros(1, 1, N).int(), top, 1)
+    assert_same_bits("log mass", cells[0][0, 0, :, 0], scores[0, 0, torch.arange(C), left])
+    assert (cells[1] == 0).all()
+    assert_same_bits("keys", cells[2][0, 0, :, 0], k[0, 0, left].float())
+    assert_same_bits("values", cells[3][0, 0, :, 0], v[0, 0, left].float())
+
+
 def refined(operators: object, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, case: Case, *steps: int) -> tuple[Tensor, ...]:  # fmt: skip
     return operators.refined_clustered(  # type: ignore[attr-defined]
         q, k, v, mask, case.C, case.K, case.M, case.W, 3, 16, SCALE, 10, list(steps)

@@ -62,9 +62,27 @@ def test_scores_are_sums_in_the_order_of_d() -> None:
     assert_same_bits("scores", run().centroid_scores(centroids, k, None)[0, 0], chain.float())
 
 
-def test_scores_of_a_token_alone() -> None:
+@pytest.mark.parametrize("dtype", HALVES[1:], ids=str)
+@pytest.mark.parametrize("D", [7, 64, 72, 256])
+def test_scores_of_16_bit_keys_are_float32_sums(dtype: torch.dtype, D: int) -> None:
+    """Centroids lose nothing to the 16 bits of the keys, and equal ones tie wherever they lie in a tile."""
+    centroids, k = torch.randn(1, 2, 41, D), torch.randn(1, 2, 67, D).to(dtype)
+    centroids[:, :, 1:41:13] = centroids[:, :, :1]
+    scores = run().centroid_scores(centroids, k, None)
+    exact, terms = centroids.double() @ k.double().mT, centroids.double().abs() @ k.double().abs().mT
+    assert ((scores - exact).abs() <= 4 * 2.0**-23 * terms).all()
+    for c in range(1, 41, 13):
+        assert_same_bits("scores", scores[:, :, c], scores[:, :, 0])
+    unaligned = torch.empty(2 * 67 * D + 1, dtype=dtype)[1:].view(1, 2, 67, D).copy_(k)
+    by_columns = k.mT.contiguous().mT
+    for same in (unaligned, by_columns):
+        assert_same_bits("scores", run().centroid_scores(centroids, same, None), scores)
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+def test_scores_of_a_token_alone(dtype: torch.dtype) -> None:
     mask = make_mask("mixed", 6, 71)
-    k, centroids = rows(6, 2, 71, 19, torch.bfloat16, mask), torch.randn(6, 4, 5, 19)
+    k, centroids = rows(6, 2, 71, 19, dtype, mask), torch.randn(6, 4, 5, 19)
     together = run().centroid_scores(centroids, k, mask)
     for b in range(6):
         alone = run().centroid_scores(centroids[b : b + 1], k[b : b + 1, :, mask[b]], None)

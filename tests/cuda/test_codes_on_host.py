@@ -108,9 +108,10 @@ def test_hashes(order: str, dtype: torch.dtype, planes: int) -> None:
     assert (codes != cuda_ops.hash_vectors(x, directions, mask)).sum() <= 2  # the CPU adds in another order
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("size", [1, 29, 64, 256])
-def test_a_hash_alone_has_the_same_bits(host: None, size: int) -> None:
-    x, mask = strided(torch.float32, size, 173), padding(173)
+def test_a_hash_alone_has_the_same_bits(host: None, size: int, dtype: torch.dtype) -> None:
+    x, mask = strided(dtype, size, 173), padding(173)
     directions = torch.randn(63, size)
     together = torch.ops.cuda_ops_host.hash_vectors(x, directions, mask)
     for b in range(B):

@@ -2,26 +2,26 @@
 
 #include "reduce.h"
 #include "top_list.h"
+#include "weighted_rows.h"
 
 namespace {
 
-constexpr int THREADS = 256, LENGTH = 128, SIDES = LENGTH / WARP, TILE = 64, CLUSTERS = 32, COLUMNS = 64;
-constexpr int SLOTS = THREADS / COLUMNS, OWN = CLUSTERS / SLOTS;  // a thread has one column and OWN of the clusters
-constexpr int WEIGHT_STRIDE = LENGTH + 4, ROW_STRIDE = COLUMNS + 1;
+constexpr int THREADS = SUM_THREADS, LENGTH = 128, SIDES = LENGTH / WARP, SLOTS = THREADS / COLUMNS;
 
 // Blocks are (batch row, head, part of LENGTH valid tokens): for every cluster the largest score, the sum of weights relative to it, that of the top keys, and the
 // weighted sum of the values of the others.
 template <class T>
 CUDA_OPS_KERNEL sum_part(const float* scores, Heads<T> v, Tokens tokens, Shape shape, const int32_t* top_keys, Budgets budgets, int64_t parts, float* part_sums,
                          float* part_masses) {
+  constexpr int TILE = DATA_PARTS<T> == FLOAT_PARTS ? LENGTH / 4 : LENGTH / 2;
   CUDA_OPS_SHARED(int32_t, position, LENGTH);
-  CUDA_OPS_SHARED(float, weights, CLUSTERS * WEIGHT_STRIDE);
-  CUDA_OPS_SHARED(float, rows, TILE * ROW_STRIDE);
+  CUDA_OPS_SHARED(bfloat16, weights, FLOAT_PARTS * CLUSTERS * (LENGTH + 8));
+  CUDA_OPS_SHARED(bfloat16, rows, DATA_PARTS<T> * TILE * ROW_STRIDE);
   const int64_t head = device::block() / parts, b = head / shape.H, h = head % shape.H, D = shape.D, N = tokens.N, C = budgets.C, K = budgets.K;
   const int64_t n = count_of(tokens, b), first = device::block() % parts * LENGTH, count = smaller(int64_t(LENGTH), n - first);
   if (count <= 0) return;
   const int64_t C_row = step_of(budgets, n).clusters;
-  const int t = device::thread(), lane = t % WARP, r0 = t / COLUMNS * OWN;
+  const int t = device::thread(), lane = t % WARP;
   for (int j = t; j < count; j += THREADS) position[j] = int32_t(position_of(tokens, b, first + j));
   device::barrier();
   part_sums += device::block() * C * D;
@@ -30,6 +30,7 @@ CUDA_OPS_KERNEL sum_part(const float* scores, Heads<T> v, Tokens tokens, Shape s
     for (int r = t / WARP; r < CLUSTERS; r += THREADS / WARP) {
       const int64_t c = c0 + r, row = head * C + c;
       float score[SIDES], largest = -infinity();
+      CUDA_OPS_UNROLL(SIDES)
       for (int side = 0; side < SIDES; ++side) {
         const int j = side * WARP + lane;
         score[side] = c < C_row && j < count ? scores[row * N + position[j]] : -infinity();
@@ -37,13 +38,14 @@ CUDA_OPS_KERNEL sum_part(const float* scores, Heads<T> v, Tokens tokens, Shape s
       }
       largest = warp_largest(largest);
       float sum = 0, top = 0;
+      CUDA_OPS_UNROLL(SIDES)
       for (int side = 0; side < SIDES; ++side) {
         const int j = side * WARP + lane;
         const bool here = c < C_row && j < count, on_top = here && holds(top_keys + row * K, K, position[j]);
         const float weight = here ? device::exponential(score[side] - largest) : 0;
         sum += weight;
         top += on_top ? weight : 0;
-        weights[r * WEIGHT_STRIDE + j] = on_top ? 0 : weight;
+        set_weight<LENGTH>(weights, r, j, on_top ? 0 : weight);
       }
       sum = warp_sum(sum);
       top = warp_sum(top);
@@ -54,23 +56,20 @@ CUDA_OPS_KERNEL sum_part(const float* scores, Heads<T> v, Tokens tokens, Shape s
       }
     }
     for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
-      float sum[OWN] = {};
-      for (int j0 = 0; j0 < LENGTH; j0 += TILE) {
-        for (int e = t; e < TILE * COLUMNS; e += THREADS) {
-          const int j = j0 + e / COLUMNS, d = e % COLUMNS;
-          rows[e / COLUMNS * ROW_STRIDE + d] = j < count && d0 + d < D ? v.at(b, h / shape.group, position[j], d0 + d) : 0;
-        }
+      RowSums sum;
+      for (int64_t j0 = 0; j0 < count; j0 += TILE) {
+        load_rows<TILE>(v, b, h / shape.group, position + j0, count - j0, d0, D, rows);
         device::barrier();
-        for (int j = 0; j < TILE; ++j) {
-          const float x = rows[j * ROW_STRIDE + t % COLUMNS];
-          CUDA_OPS_UNROLL(OWN)
-          for (int r = 0; r < OWN; ++r) sum[r] = device::fma(weights[(r0 + r) * WEIGHT_STRIDE + j0 + j], x, sum[r]);
-        }
+        sum.template add<T, LENGTH, TILE>(weights, int(j0), rows, count - j0);
         device::barrier();
       }
-      const int64_t d = d0 + t % COLUMNS;
-      for (int r = 0; r < OWN; ++r)
-        if (d < D && c0 + r0 + r < C_row) part_sums[(c0 + r0 + r) * D + d] = sum[r];
+      CUDA_OPS_UNROLL(2)
+      for (int n8 = 0; n8 < 2; ++n8)
+        CUDA_OPS_UNROLL(4)
+        for (int i = 0; i < 4; ++i) {
+          const int64_t c = c0 + RowSums::cluster(i), d = d0 + RowSums::column(n8, i);
+          if (d < D && c < C_row) part_sums[c * D + d] = sum.at(n8, i);
+        }
     }
   }
 }
@@ -79,6 +78,7 @@ CUDA_OPS_KERNEL sum_part(const float* scores, Heads<T> v, Tokens tokens, Shape s
 CUDA_OPS_KERNEL sum_parts(Tokens tokens, Shape shape, Budgets budgets, int64_t parts, const float* part_sums, const float* part_masses, float* rest, float* top_mass,
                           float* log_mass) {
   CUDA_OPS_SHARED(float, sums, THREADS);
+  CUDA_OPS_SHARED(float, factors, THREADS);
   CUDA_OPS_SHARED(float, maxima, THREADS / WARP);
   const int64_t C = budgets.C, c = device::block() % C, head = device::block() / C, b = head / shape.H, D = shape.D, n = count_of(tokens, b);
   if (c >= step_of(budgets, n).clusters) return;
@@ -103,7 +103,14 @@ CUDA_OPS_KERNEL sum_parts(Tokens tokens, Shape shape, Budgets budgets, int64_t p
   for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
     const int64_t d = d0 + t % COLUMNS;
     float column = 0;
-    for (int64_t s = slot; s < count && d < D; s += SLOTS) column = device::fma(part_sums[s * C * D + d], device::exponential(part_masses[s * C * 3] - largest), column);
+    for (int64_t s0 = 0; s0 < count; s0 += THREADS) {
+      const int here = int(smaller(int64_t(THREADS), count - s0));
+      if (t < here) factors[t] = device::exponential(part_masses[(s0 + t) * C * 3] - largest);
+      device::barrier();
+      CUDA_OPS_UNROLL(8)
+      for (int s = slot; s < here; s += SLOTS) column = device::fma(d < D ? part_sums[(s0 + s) * C * D + d] : 0, factors[s], column);
+      device::barrier();
+    }
     sums[t] = column;
     device::barrier();
     if (slot == 0 && d < D) {

@@ -1,20 +1,20 @@
 #include "centroid_scores.h"
 
+#include "split_product.h"
+
 namespace {
 
 constexpr int THREADS = 128, TOKENS = 64, CLUSTERS = 32, COLUMNS = 32, LANES = 16;
 constexpr int OWN_TOKENS = TOKENS / LANES, OWN_CLUSTERS = CLUSTERS / (THREADS / LANES);
-struct alignas(16) Quad {
-  float at[4];
-};
 constexpr int STRIDE = COLUMNS / 4 + 1;  // in quads; one more, so that rows at the same place of the piece lie in different banks
 
-// A block has the scores of CLUSTERS centroids for TOKENS tokens of one head, a thread those of 4 centroids for 4 tokens. Products go through D in pieces of
-// COLUMNS; the sum of a score is one chain of fused additions in the order of d, whatever else is in the batch.
+// A block has the scores of CLUSTERS centroids for TOKENS tokens of one head. Of float32 keys a thread has those of 4 centroids for 4 tokens, each one chain of
+// fused additions in the order of d, which goes through D in pieces of COLUMNS; of 16-bit keys those that its lane gets from the tensor cores.
 template <class T>
 CUDA_OPS_KERNEL CUDA_OPS_BLOCK(THREADS) score_tile(const float* centroids, Heads<T> k, Tokens tokens, Shape shape, cuda_ops::Budgets budgets, float* scores) {
-  CUDA_OPS_SHARED(Quad, centroid_piece, CLUSTERS * STRIDE);
-  CUDA_OPS_SHARED(Quad, key_piece, TOKENS * STRIDE);
+  constexpr bool SPLIT = sizeof(T) == 2;
+  using Product = SplitProduct<T, TOKENS, CLUSTERS, COLUMNS>;
+  CUDA_OPS_SHARED(Quad, memory, SPLIT ? Product::QUADS : (CLUSTERS + TOKENS) * STRIDE);
   CUDA_OPS_SHARED(uint32_t, valid, TOKENS / WARP);
   const int64_t N = shape.N, D = shape.D, C = budgets.C, cluster_tiles = (C + CLUSTERS - 1) / CLUSTERS, token_tiles = (N + TOKENS - 1) / TOKENS;
   const int64_t c0 = device::block() % cluster_tiles * CLUSTERS, i0 = device::block() / cluster_tiles % token_tiles * TOKENS;
@@ -27,41 +27,52 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(THREADS) score_tile(const float* centroids, Heads
   device::barrier();
   uint32_t any = 0;
   for (int w = 0; w < TOKENS / WARP; ++w) any |= valid[w];
-  float sum[OWN_CLUSTERS][OWN_TOKENS] = {};
-  const int own_token = t % LANES, own_cluster = t / LANES * OWN_CLUSTERS;
   centroids += head * C * D;
-  // a tile of padding has nothing to add
-  for (int64_t d0 = 0; d0 < D && any; d0 += COLUMNS) {
-    float *to_centroid = centroid_piece->at, *to_key = key_piece->at;
-    for (int e = t; e < CLUSTERS * COLUMNS; e += THREADS) {
-      const int64_t c = c0 + e / COLUMNS, d = d0 + e % COLUMNS;
-      to_centroid[e / COLUMNS * (4 * STRIDE) + e % COLUMNS] = c < clusters && d < D ? centroids[c * D + d] : 0;
-    }
-    for (int e = t; e < TOKENS * COLUMNS; e += THREADS) {
-      const int i = e / COLUMNS;
-      const int64_t d = d0 + e % COLUMNS;
-      to_key[i * (4 * STRIDE) + e % COLUMNS] = valid[i / WARP] >> i % WARP & 1 && d < D ? k.at(b, key_head, i0 + i, d) : 0;
-    }
-    device::barrier();
-    CUDA_OPS_UNROLL(1)
-    for (int quad = 0; quad < COLUMNS / 4; ++quad) {
-      Quad keys[OWN_TOKENS];
-      for (int i = 0; i < OWN_TOKENS; ++i) keys[i] = key_piece[(own_token + i * LANES) * STRIDE + quad];
-      for (int c = 0; c < OWN_CLUSTERS; ++c) {
-        const Quad centroid = centroid_piece[(own_cluster + c) * STRIDE + quad];
-        for (int i = 0; i < OWN_TOKENS; ++i)
-          for (int d = 0; d < 4; ++d) sum[c][i] = device::fma(centroid.at[d], keys[i].at[d], sum[c][i]);
+  // of a token and a centroid of the tile
+  const auto store = [=](int token, int c, float sum) {
+    if (c0 + c < clusters && i0 + token < N)
+      scores[(head * C + c0 + c) * N + i0 + token] = valid[token / WARP] >> token % WARP & 1 ? sum : -infinity();
+  };
+  if constexpr (SPLIT) {
+    const auto key = [=](int i) { return valid[i / WARP] >> i % WARP & 1 ? k.base + k.offset(b, key_head, i0 + i, 0) : nullptr; };
+    const auto centroid = [=](int c) { return c0 + c < clusters ? centroids + (c0 + c) * D : nullptr; };
+    float sum[Product::TILES][4] = {};
+    if (any) Product::multiply(TOKENS, key, k.element, centroid, D, memory, sum);
+    CUDA_OPS_UNROLL(Product::TILES)
+    for (int n = 0; n < Product::TILES; ++n)
+      for (int i = 0; i < 4; ++i) store(t / WARP * 16 + row_of_d(i), n * 8 + column_of_d(i), sum[n][i]);
+  } else {
+    Quad *centroid_piece = memory, *key_piece = memory + CLUSTERS * STRIDE;
+    float sum[OWN_CLUSTERS][OWN_TOKENS] = {};
+    const int own_token = t % LANES, own_cluster = t / LANES * OWN_CLUSTERS;
+    // a tile of padding has nothing to add
+    for (int64_t d0 = 0; d0 < D && any; d0 += COLUMNS) {
+      float *to_centroid = centroid_piece->at, *to_key = key_piece->at;
+      for (int e = t; e < CLUSTERS * COLUMNS; e += THREADS) {
+        const int64_t c = c0 + e / COLUMNS, d = d0 + e % COLUMNS;
+        to_centroid[e / COLUMNS * (4 * STRIDE) + e % COLUMNS] = c < clusters && d < D ? centroids[c * D + d] : 0;
       }
+      for (int e = t; e < TOKENS * COLUMNS; e += THREADS) {
+        const int i = e / COLUMNS;
+        const int64_t d = d0 + e % COLUMNS;
+        to_key[i * (4 * STRIDE) + e % COLUMNS] = valid[i / WARP] >> i % WARP & 1 && d < D ? k.at(b, key_head, i0 + i, d) : 0;
+      }
+      device::barrier();
+      CUDA_OPS_UNROLL(1)
+      for (int quad = 0; quad < COLUMNS / 4; ++quad) {
+        Quad keys[OWN_TOKENS];
+        for (int i = 0; i < OWN_TOKENS; ++i) keys[i] = key_piece[(own_token + i * LANES) * STRIDE + quad];
+        for (int c = 0; c < OWN_CLUSTERS; ++c) {
+          const Quad centroid = centroid_piece[(own_cluster + c) * STRIDE + quad];
+          for (int i = 0; i < OWN_TOKENS; ++i)
+            for (int d = 0; d < 4; ++d) sum[c][i] = device::fma(centroid.at[d], keys[i].at[d], sum[c][i]);
+        }
+      }
+      device::barrier();
     }
-    device::barrier();
+    for (int c = 0; c < OWN_CLUSTERS; ++c)
+      for (int i = 0; i < OWN_TOKENS; ++i) store(own_token + i * LANES, own_cluster + c, sum[c][i]);
   }
-  for (int c = 0; c < OWN_CLUSTERS; ++c)
-    for (int i = 0; i < OWN_TOKENS; ++i) {
-      const int token = own_token + i * LANES;
-      const int64_t cluster = c0 + own_cluster + c;
-      if (cluster < clusters && i0 + token < N)
-        scores[(head * C + cluster) * N + i0 + token] = valid[token / WARP] >> token % WARP & 1 ? sum[c][i] : -infinity();
-    }
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "cluster_rows.h"
 
 #include "scan.h"
+#include "split_product.h"
 
 namespace {
 
@@ -8,14 +9,18 @@ using cuda_ops::Budgets;
 
 constexpr int64_t MOST_SHARED_CLUSTERS = 1024;
 constexpr int RANKED = 256;  // rows whose places are found at once
-constexpr int CLUSTERS = 32, COLUMNS = 32, CLUSTER_LANES = 8, ROW_LANES = WARP / CLUSTER_LANES;
-constexpr int OWN_ROWS = 4, OWN_CLUSTERS = CLUSTERS / CLUSTER_LANES, WARP_ROWS = OWN_ROWS * ROW_LANES;
-struct alignas(16) Quad {
-  float at[4];
-};
+constexpr int CLUSTERS = 32, COLUMNS = 32, WARP_ROWS = 16;
 constexpr int STRIDE = COLUMNS / 4 + 1;  // in quads; one more, so that rows at the same place of the piece lie in different banks
 template <int THREADS>
 constexpr int TILE_ROWS = THREADS / WARP * WARP_ROWS;
+
+// How a warp shares its rows of a tile with the centroids: float32 as the products are written, 16-bit numbers as the tensor cores have them.
+template <class T>
+constexpr int CLUSTER_LANES = sizeof(T) == 2 ? 4 : 8;
+template <class T>
+constexpr int ROW_LANES = WARP / CLUSTER_LANES<T>;
+template <class T>
+constexpr int OWN_ROWS = WARP_ROWS / ROW_LANES<T>;
 
 template <class T>
 struct Side {
@@ -45,62 +50,89 @@ CUDA_OPS_DEVICE void measure_norms(const float* centroids, int64_t C, int64_t D,
 }
 
 // A thread's rows of a tile, and whether it is the one of several that hands on what was found for it.
-CUDA_OPS_DEVICE int own_row(int r) { return device::thread() / WARP * WARP_ROWS + device::thread() % WARP / CLUSTER_LANES + r * ROW_LANES; }
-CUDA_OPS_DEVICE bool hands_on(int r) { return device::thread() % CLUSTER_LANES == r; }
+template <class T>
+CUDA_OPS_DEVICE int own_row(int r) { return device::thread() / WARP * WARP_ROWS + device::thread() % WARP / CLUSTER_LANES<T> + r * ROW_LANES<T>; }
+template <class T>
+CUDA_OPS_DEVICE bool hands_on(int r) { return device::thread() % CLUSTER_LANES<T> == r; }
+
+template <class T, int THREADS>
+using Product = SplitProduct<T, TILE_ROWS<THREADS>, CLUSTERS, THREADS == 512 ? 16 : COLUMNS>;
+// Of shared memory, for the products.
+template <class T, int THREADS>
+constexpr int QUADS = sizeof(T) == 2 ? Product<T, THREADS>::QUADS : (TILE_ROWS<THREADS> + CLUSTERS) * STRIDE;
 
 // The centroid nearest to each row of a tile of TILE_ROWS<THREADS>: the largest x.c - |c|^2 / 2, the lowest centroid where several are (and where no score is a
-// number). `position` gives the token of a row, or -1; norms are read behind a barrier. A warp has 16 rows, a lane 4 of them and every 8th centroid; a product is
-// one chain of fused additions in the order of d, so that equal centroids tie.
+// number). `position` gives the token of a row, or -1; norms are read behind a barrier. Equal centroids tie: a product, one chain of fused additions in the order of
+// d or what the tensor cores make of 16-bit numbers, depends on its row and its centroid alone.
 template <int THREADS, class T, class Position>
 CUDA_OPS_DEVICE void find_nearest(const T* x, int64_t token, int64_t element, int rows, const Position& position, const float* centroids, const float* half_norms,
-                                  int64_t C, int64_t D, Quad* row_piece, Quad* centroid_piece, int32_t nearest[OWN_ROWS]) {
-  const int t = device::thread(), own_cluster = t % CLUSTER_LANES;
-  const bool busy = own_row(0) - t % WARP / CLUSTER_LANES < rows;
-  float best[OWN_ROWS];
-  for (int r = 0; r < OWN_ROWS; ++r) {
+                                  int64_t C, int64_t D, Quad* memory, int32_t nearest[OWN_ROWS<T>]) {
+  float best[OWN_ROWS<T>];
+  for (int r = 0; r < OWN_ROWS<T>; ++r) {
     best[r] = -infinity();
     nearest[r] = 0;
   }
-  for (int64_t c0 = 0; c0 < C; c0 += CLUSTERS) {
-    float sum[OWN_CLUSTERS][OWN_ROWS] = {};
-    for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
-      float *to_row = row_piece->at, *to_centroid = centroid_piece->at;
-      const int column = t % COLUMNS;
-      const bool inside = d0 + column < D;
-      CUDA_OPS_UNROLL(4)
-      for (int i = t / COLUMNS; i < TILE_ROWS<THREADS>; i += THREADS / COLUMNS) {
-        const int64_t from = i < rows ? position(i) : -1;
-        to_row[i * (4 * STRIDE) + column] = inside && from >= 0 ? widen(x[from * token + (d0 + column) * element]) : 0;
-      }
-      for (int c = t / COLUMNS; c < CLUSTERS; c += THREADS / COLUMNS)
-        to_centroid[c * (4 * STRIDE) + column] = inside && c0 + c < C ? centroids[(c0 + c) * D + d0 + column] : 0;
-      device::barrier();
-      CUDA_OPS_UNROLL(1)
-      for (int quad = 0; quad < COLUMNS / 4 && busy; ++quad) {
-        Quad row[OWN_ROWS];
-        for (int r = 0; r < OWN_ROWS; ++r) row[r] = row_piece[own_row(r) * STRIDE + quad];
-        for (int c = 0; c < OWN_CLUSTERS; ++c) {
-          const Quad centroid = centroid_piece[(own_cluster + c * CLUSTER_LANES) * STRIDE + quad];
-          for (int r = 0; r < OWN_ROWS; ++r)
-            for (int d = 0; d < 4; ++d) sum[c][r] = device::fma(row[r].at[d], centroid.at[d], sum[c][r]);
-        }
-      }
-      device::barrier();
+  const auto compare = [&](int r, int64_t cluster, float score) {
+    if (cluster < C && score > best[r]) {
+      best[r] = score;
+      nearest[r] = int32_t(cluster);
     }
-    for (int c = 0; c < OWN_CLUSTERS; ++c) {
-      const int64_t cluster = c0 + own_cluster + c * CLUSTER_LANES;
-      const float half_norm = cluster < C ? half_norms[cluster] : 0;
-      for (int r = 0; r < OWN_ROWS; ++r) {
-        const float score = sum[c][r] - half_norm;
-        if (cluster < C && score > best[r]) {
-          best[r] = score;
-          nearest[r] = int32_t(cluster);
+  };
+  for (int64_t c0 = 0; c0 < C; c0 += CLUSTERS) {
+    if constexpr (sizeof(T) == 2) {
+      const auto row = [=](int i) {
+        const int64_t from = position(i);
+        return from >= 0 ? x + from * token : nullptr;
+      };
+      const auto centroid = [=](int c) { return c0 + c < C ? centroids + (c0 + c) * D : nullptr; };
+      float sum[Product<T, THREADS>::TILES][4];
+      Product<T, THREADS>::multiply(rows, row, element, centroid, D, memory, sum);
+      CUDA_OPS_UNROLL(4)
+      for (int n = 0; n < Product<T, THREADS>::TILES; ++n)
+        for (int side = 0; side < 2; ++side) {
+          const int64_t cluster = c0 + n * 8 + column_of_d(side);
+          const float half_norm = cluster < C ? half_norms[cluster] : 0;
+          for (int r = 0; r < OWN_ROWS<T>; ++r) compare(r, cluster, sum[n][2 * r + side] - half_norm);
         }
+    } else {
+      constexpr int OWN_CLUSTERS = CLUSTERS / CLUSTER_LANES<T>;
+      const int t = device::thread(), own_cluster = t % CLUSTER_LANES<T>;
+      const bool busy = t / WARP * WARP_ROWS < rows;
+      Quad *row_piece = memory, *centroid_piece = memory + TILE_ROWS<THREADS> * STRIDE;
+      float sum[OWN_CLUSTERS][OWN_ROWS<T>] = {};
+      for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
+        float *to_row = row_piece->at, *to_centroid = centroid_piece->at;
+        const int column = t % COLUMNS;
+        const bool inside = d0 + column < D;
+        CUDA_OPS_UNROLL(4)
+        for (int i = t / COLUMNS; i < TILE_ROWS<THREADS>; i += THREADS / COLUMNS) {
+          const int64_t from = i < rows ? position(i) : -1;
+          to_row[i * (4 * STRIDE) + column] = inside && from >= 0 ? widen(x[from * token + (d0 + column) * element]) : 0;
+        }
+        for (int c = t / COLUMNS; c < CLUSTERS; c += THREADS / COLUMNS)
+          to_centroid[c * (4 * STRIDE) + column] = inside && c0 + c < C ? centroids[(c0 + c) * D + d0 + column] : 0;
+        device::barrier();
+        CUDA_OPS_UNROLL(1)
+        for (int quad = 0; quad < COLUMNS / 4 && busy; ++quad) {
+          Quad row[OWN_ROWS<T>];
+          for (int r = 0; r < OWN_ROWS<T>; ++r) row[r] = row_piece[own_row<T>(r) * STRIDE + quad];
+          for (int c = 0; c < OWN_CLUSTERS; ++c) {
+            const Quad centroid = centroid_piece[(own_cluster + c * CLUSTER_LANES<T>) * STRIDE + quad];
+            for (int r = 0; r < OWN_ROWS<T>; ++r)
+              for (int d = 0; d < 4; ++d) sum[c][r] = device::fma(row[r].at[d], centroid.at[d], sum[c][r]);
+          }
+        }
+        device::barrier();
+      }
+      for (int c = 0; c < OWN_CLUSTERS; ++c) {
+        const int64_t cluster = c0 + own_cluster + c * CLUSTER_LANES<T>;
+        const float half_norm = cluster < C ? half_norms[cluster] : 0;
+        for (int r = 0; r < OWN_ROWS<T>; ++r) compare(r, cluster, sum[c][r] - half_norm);
       }
     }
   }
-  for (int lanes = 1; lanes < CLUSTER_LANES; lanes *= 2)
-    for (int r = 0; r < OWN_ROWS; ++r) {
+  for (int lanes = 1; lanes < CLUSTER_LANES<T>; lanes *= 2)
+    for (int r = 0; r < OWN_ROWS<T>; ++r) {
       const float score = device::shuffle_xor(best[r], lanes);
       const int32_t cluster = device::shuffle_xor(nearest[r], lanes);
       if (score > best[r] || (score == best[r] && cluster < nearest[r])) {
@@ -166,8 +198,7 @@ template <class T>
 CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SAMPLE_THREADS) sample_centroids(Side<T> first, Side<T> second, int64_t first_blocks, Tokens tokens, Budgets budgets, int64_t D,
                                                                 int64_t rounds) {
   constexpr int THREADS = SAMPLE_THREADS;
-  CUDA_OPS_SHARED(Quad, row_piece, TILE_ROWS<THREADS> * STRIDE);
-  CUDA_OPS_SHARED(Quad, centroid_piece, CLUSTERS * STRIDE);
+  CUDA_OPS_SHARED(Quad, memory, (QUADS<T, THREADS>));
   CUDA_OPS_SHARED(int32_t, shared_ends, MOST_SHARED_CLUSTERS);
   CUDA_OPS_SHARED(int32_t, ranked, RANKED);
   CUDA_OPS_SHARED(int32_t, sums, THREADS / WARP);
@@ -191,12 +222,12 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SAMPLE_THREADS) sample_centroids(Side<T> first, S
   measure_norms(centroids, C, D, half_norms);
   for (int64_t round = 0; round < rounds; ++round) {
     for (int64_t j0 = 0; j0 < S; j0 += TILE_ROWS<THREADS>) {
-      int32_t nearest[OWN_ROWS];
+      int32_t nearest[OWN_ROWS<T>];
       const int rows = int(smaller<int64_t>(TILE_ROWS<THREADS>, S - j0));
       const auto position = [=](int i) { return int64_t(positions[j0 + i]); };
-      find_nearest<THREADS>(x, side.x.token, side.x.element, rows, position, centroids, half_norms, C, D, row_piece, centroid_piece, nearest);
-      for (int r = 0; r < OWN_ROWS; ++r)
-        if (hands_on(r) && own_row(r) < rows) assigned[j0 + own_row(r)] = nearest[r];
+      find_nearest<THREADS>(x, side.x.token, side.x.element, rows, position, centroids, half_norms, C, D, memory, nearest);
+      for (int r = 0; r < OWN_ROWS<T>; ++r)
+        if (hands_on<T>(r) && own_row<T>(r) < rows) assigned[j0 + own_row<T>(r)] = nearest[r];
     }
     list_members<THREADS>(assigned, positions, S, C, sums, ranked, ends, order);
     replace_by_means(x, side.x.token, side.x.element, order, ends, C, D, centroids);
@@ -211,8 +242,7 @@ constexpr int ASSIGN_THREADS = 128;
 template <class T>
 CUDA_OPS_KERNEL CUDA_OPS_BLOCK(ASSIGN_THREADS) assign_tokens(Side<T> first, Side<T> second, int64_t first_blocks, Tokens tokens, Budgets budgets, int64_t D) {
   constexpr int THREADS = ASSIGN_THREADS, ROWS = TILE_ROWS<THREADS>;
-  CUDA_OPS_SHARED(Quad, row_piece, ROWS * STRIDE);
-  CUDA_OPS_SHARED(Quad, centroid_piece, CLUSTERS * STRIDE);
+  CUDA_OPS_SHARED(Quad, memory, (QUADS<T, THREADS>));
   CUDA_OPS_SHARED(uint32_t, valid, ROWS / WARP);
   const bool is_first = device::block() < first_blocks;
   const Side<T> side = is_first ? first : second;
@@ -225,14 +255,14 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(ASSIGN_THREADS) assign_tokens(Side<T> first, Side
   const auto position = [=](int i) { return valid[i / WARP] >> i % WARP & 1 ? i0 + i : -1; };
   uint32_t any = 0;
   for (int w = 0; w < ROWS / WARP; ++w) any |= valid[w];
-  int32_t nearest[OWN_ROWS] = {};
+  int32_t nearest[OWN_ROWS<T>] = {};
   // a tile of padding has nothing to find
   if (any)
     find_nearest<THREADS>(side.x.base + side.x.offset(b, head % side.heads, 0, 0), side.x.token, side.x.element, rows, position, side.centroids + head * side.C * D,
-                          side.half_norms + head * side.C, C, D, row_piece, centroid_piece, nearest);
-  for (int r = 0; r < OWN_ROWS; ++r) {
-    const int row = own_row(r);
-    if (!hands_on(r) || row >= rows) continue;
+                          side.half_norms + head * side.C, C, D, memory, nearest);
+  for (int r = 0; r < OWN_ROWS<T>; ++r) {
+    const int row = own_row<T>(r);
+    if (!hands_on<T>(r) || row >= rows) continue;
     const int32_t cluster = position(row) >= 0 ? nearest[r] : -1;
     for (int64_t copy = 0; copy < side.copies; ++copy) side.assignment[(head * side.copies + copy) * N + i0 + row] = cluster;
   }
