@@ -21,6 +21,10 @@ SDPA_RATE = 400e12
 """FLOP/s of FlashAttention-3, D=64, bfloat16: 330 to 500 were seen on an H200."""
 
 
+SPLIT = 3
+"""Products of bfloat16 parts for one of a float32 number with bfloat16 data: split_product.h."""
+
+
 @dataclass(frozen=True)
 class Card:
     """Peaks of a card, per second."""
@@ -144,9 +148,9 @@ def scores(layer: Layer) -> Stage:
         1,
         (2 * D + 4 * layer.C) * T,
         (2 * D + 4 * layer.C + 4 * padded * D / 64) * T,
-        2 * padded * D * T,
         blocks=T / 64,
         trips=5,
+        tensor=SPLIT * 2 * padded * D * T,
     )
 
 
@@ -178,9 +182,9 @@ def improved(layer: Layer) -> list[Stage]:
             1,
             (2 * D + 8) * T,
             (2 * D + 8 + 4 * 64 * D / 32) * T,
-            2 * 64 * D * T,
-            blocks=T / 32,
+            blocks=T / 64,
             trips=3,
+            tensor=SPLIT * 2 * 64 * D * T,
         ),
         Stage(
             "cluster_codes",
@@ -200,18 +204,18 @@ def improved(layer: Layer) -> list[Stage]:
             1,
             (4 * C + 2 * D) * T + part_sums,
             (4 * C + 2 * D) * T + part_sums,
-            2 * padded * D * T,
             integer=C * T * 8 * math.log2(max(2, layer.K)),
             blocks=layer.heads * parts,
             trips=6,
+            tensor=SPLIT * 2 * padded * D * T,
         ),
         Stage("centroid_attention: sums", 1, part_sums, part_sums, blocks=layer.heads * C, trips=3 + parts / 4),
         Stage(
             "exact_attention",
             1,
             (2 * 2 * D + 8) * T,
-            (2 * 2 * D + 4 * D + 2 * 2 * layer.K * D / 32) * T,
-            blocks=T / 32,
+            (2 * 2 * D + 4 * D + 2 * 2 * layer.K * D / 64) * T,
+            blocks=T / 64,
             trips=10,
             tensor=2 * 2 * keys * D * T,
         ),
@@ -234,18 +238,18 @@ def refined(layer: Layer) -> list[Stage]:
             1,
             2 * layer.heads * sample * 2 * D,
             2 * layer.heads * sample * 2 * D * (2 * layer.rounds),
-            2 * layer.heads * layer.rounds * 2 * sample * padded * D,
             blocks=2 * layer.heads,
             trips=20 * layer.rounds,
+            tensor=SPLIT * 2 * layer.heads * layer.rounds * 2 * sample * padded * D,
         ),
         Stage(
             "cluster_rows: assignment",
             1,
             2 * (2 * D + 4) * T,
             2 * (2 * D + 4 + 4 * padded * D / 64) * T,
-            2 * 2 * padded * D * T,
             blocks=2 * T / 64,
             trips=5,
+            tensor=SPLIT * 2 * 2 * padded * D * T,
         ),
         grouping(layer, 2),
         means(layer),
@@ -256,28 +260,29 @@ def refined(layer: Layer) -> list[Stage]:
             1,
             (4 * C + 2 * 2 * D) * T + part_sums,
             (32 * C + 2 * 2 * D) * T + part_sums,  # a score of a scattered token takes 32 bytes
-            (2 * 2 * 2 + 4) * tiles(C, 32) * D * T,
+            3 * D * T,  # squares of each key's distance from one vector for all clusters
             integer=C * T * 8 * math.log2(max(2, layer.K)),
             blocks=layer.heads * segments,
             trips=8,
+            tensor=SPLIT * 2 * 2 * tiles(C, 32) * D * T,
         ),
         Stage(
             "tail: cells",
             1,
             part_sums + cells,
             part_sums + cells,
-            blocks=layer.heads * M,
-            trips=C * (2 + segments_of_a_cell),
+            blocks=layer.heads * M * math.ceil(C / 16),
+            trips=4 * (2 + segments_of_a_cell),
         ),
         Stage(
             "refined_attention",
             1,
             (2 * 2 * D + 12) * T + cells,
-            (2 * 2 * D + 2 * 2 * layer.K * D / 32 + 2 * 4 * M * D / 32 + band * neighbour) * T,
+            (2 * 2 * D + 2 * 2 * layer.K * D / 64 + 2 * 4 * M * D / 64 + band * neighbour) * T,
             band * 2 * 3 * D * T,
-            blocks=T / 32,
+            blocks=T / 64,
             trips=14,
-            tensor=2 * 2 * keys * D * T,
+            tensor=(2 * 2 * keys + 2 * tiles(M, 64)) * D * T,  # a cell's key is two numbers
         ),
     ]
 

@@ -29,7 +29,7 @@ def test_waiting_comes_on_top_of_work() -> None:
 def test_costs_grow_linearly(method: str, card: Card) -> None:
     """Twice the tokens: twice the bytes, FLOP and integers, but for rounding and what does not depend on them."""
     long, twice = (METHODS[method](cuda_costs.layer_of(method, 1, N)) for N in (65_536, 131_072))
-    for name in ("memory", "cache", "flop", "integer"):
+    for name in ("memory", "cache", "tensor", "integer"):
         one, other = (sum(getattr(stage, name) for stage in stages) for stages in (long, twice))
         assert 1.9 < other / one < 2.1
     assert cuda_costs.seconds(long, card) > cuda_costs.floor_seconds(long, card)
