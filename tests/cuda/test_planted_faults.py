@@ -103,7 +103,7 @@ def test_every_order_gives_the_same_bits(results: str) -> None:
                 (
                     "groups.cu",
                     "CUDA_OPS_SHARED(int32_t, cluster_of, THREADS);",
-                    "CUDA_OPS_SHARED(int32_t, cluster_of, THREADS / 2);",
+                    "CUDA_OPS_SHARED(int32_t, cluster_of, THREADS / 8);",
                     0,
                 )
             ],
