@@ -1,5 +1,7 @@
 #include "cluster_codes.h"
 
+#include <algorithm>
+
 namespace {
 
 constexpr int THREADS = 256, WARPS = THREADS / WARP, TILE = 1024, COUNTERS = 8192;
@@ -155,8 +157,8 @@ CUDA_OPS_KERNEL cluster_head(const uint64_t* codes, Tokens tokens, int64_t H, in
 template <int WORDS>
 void cluster_heads(const uint64_t* codes, const Tokens& tokens, int64_t B, int64_t H, int64_t C, int64_t iterations, int32_t* memory, int32_t* assignment,
                    uint64_t* centroids, Stream stream) {
-  const int64_t heads = B * H, most = smaller(CUDA_OPS_BLOCKS_AT_ONCE(cluster_head<WORDS>, THREADS) / heads, (tokens.N + THREADS - 1) / THREADS);
-  const int64_t parts = most > 1 ? most : 1;
+  const int64_t heads = B * H, at_once = CUDA_OPS_BLOCKS_AT_ONCE(cluster_head<WORDS>, THREADS) / heads, useful = (tokens.N + THREADS - 1) / THREADS;
+  const int64_t parts = std::max<int64_t>(1, std::min(at_once, useful));
   if (parts > 1)
     CUDA_OPS_LAUNCH_TOGETHER(cluster_head<WORDS>, heads * parts, THREADS, stream, codes, tokens, H, C, iterations, parts, memory, assignment, centroids);
   else
