@@ -502,6 +502,27 @@ inline void fence() {
 inline int ones(uint32_t word) { return __builtin_popcount(word); }
 inline int ones(uint64_t word) { return __builtin_popcountll(word); }
 inline float fma(float x, float y, float z) { return std::fma(x, y, z); }
+// As the device converts: to the nearest, ties to even, NaN to 0x7fff.
+inline uint32_t narrowed_to_bfloat16(float x) {
+  const uint32_t bits = bits_of(x);
+  return x != x ? 0x7fff : (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+inline uint32_t narrowed_to_float16(float x) {
+  const uint32_t bits = bits_of(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+  if (x != x) return 0x7fff;
+  if (magnitude >= 0x477ff000) return sign | 0x7c00;  // from 65520 on
+  // below 2^-14 the sum's last bits are units of 2^-24, rounded by the addition itself
+  if (magnitude < 0x38800000) return sign | (bits_of(float_of(magnitude) + 0.5f) - 0x3f000000);
+  return sign | (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13;
+}
+inline uint32_t pair_of_bfloat16(float low, float high) { return narrowed_to_bfloat16(high) << 16 | narrowed_to_bfloat16(low); }
+inline uint32_t pair_of_float16(float low, float high) { return narrowed_to_float16(high) << 16 | narrowed_to_float16(low); }
+inline float float_of_float16(uint16_t bits) {
+  const uint32_t sign = uint32_t(bits & 0x8000) << 16, exponent = bits >> 10 & 31, fraction = bits & 1023;
+  if (exponent == 31) return float_of(sign | 0x7f800000 | fraction << 13);
+  if (exponent == 0) return (sign ? -1.0f : 1.0f) * (float(fraction) * 5.9604644775390625e-8f);
+  return float_of(sign | (exponent + 112) << 23 | fraction << 13);
+}
 inline float exponential(float x) { return std::exp(x); }
 inline float logarithm(float x) { return std::log(x); }
 }  // namespace device

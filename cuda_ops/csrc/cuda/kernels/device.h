@@ -63,6 +63,22 @@ CUDA_OPS_DEVICE float exponential(float x) { return expf(x); }
 CUDA_OPS_DEVICE float logarithm(float x) { return logf(x); }
 CUDA_OPS_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 CUDA_OPS_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
+// Conversions to the nearest number, of two equally near ones to the even one; NaN becomes 0x7fff.
+CUDA_OPS_DEVICE uint32_t pair_of_bfloat16(float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+CUDA_OPS_DEVICE uint32_t pair_of_float16(float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+CUDA_OPS_DEVICE float float_of_float16(uint16_t bits) {
+  float number;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(number) : "h"(bits));
+  return number;
+}
 
 // On the host: errors are left to cudaGetLastError, as those of any launch.
 template <class... Parameters, class... Arguments>
@@ -100,6 +116,9 @@ using Stream = void*;
 namespace device {
 uint32_t bits_of(float x);
 float float_of(uint32_t bits);
+uint32_t pair_of_bfloat16(float low, float high);
+uint32_t pair_of_float16(float low, float high);
+float float_of_float16(uint16_t bits);
 }  // namespace device
 #endif
 
@@ -114,37 +133,20 @@ CUDA_OPS_DEVICE float lesser(float x, float y) { return x < y ? x : y; }
 template <class I>
 CUDA_OPS_DEVICE I smaller(I x, I y) { return x < y ? x : y; }
 
-// 16-bit numbers as they lie in memory. The conversions need no instruction of their own to agree with.
+// 16-bit numbers as they lie in memory.
 struct bfloat16 { uint16_t bits; };
 struct float16 { uint16_t bits; };
 
 CUDA_OPS_DEVICE float widen(float x) { return x; }
 CUDA_OPS_DEVICE float widen(bfloat16 x) { return device::float_of(uint32_t(x.bits) << 16); }
-CUDA_OPS_DEVICE float widen(float16 x) {
-  const uint32_t sign = uint32_t(x.bits & 0x8000) << 16, exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
-  if (exponent == 31) return device::float_of(sign | 0x7f800000u | fraction << 13);
-  // below the normal range the fraction counts units of 2^-24
-  if (exponent == 0) return (sign ? -1.0f : 1.0f) * (float(fraction) * 5.9604644775390625e-8f);
-  return device::float_of(sign | (exponent + 112) << 23 | fraction << 13);
-}
+CUDA_OPS_DEVICE float widen(float16 x) { return device::float_of_float16(x.bits); }
 
 // To the nearest number, of two equally near ones to the even one; NaN stays NaN.
 CUDA_OPS_DEVICE void narrow(float x, float& to) { to = x; }
-CUDA_OPS_DEVICE void narrow(float x, bfloat16& to) {
-  const uint32_t bits = device::bits_of(x);
-  to.bits = uint16_t(x != x ? 0x7fc0u | bits >> 16 : (bits + 0x7fffu + (bits >> 16 & 1)) >> 16);
-}
-CUDA_OPS_DEVICE void narrow(float x, float16& to) {
-  const uint32_t bits = device::bits_of(x), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffffu;
-  if (x != x) {
-    to.bits = uint16_t(sign | 0x7e00u);
-  } else if (magnitude >= 0x477ff000u) {  // from 65520 on
-    to.bits = uint16_t(sign | 0x7c00u);
-  } else if (magnitude < 0x38800000u) {  // below 2^-14: the sum's last bits are units of 2^-24, rounded by the addition itself
-    to.bits = uint16_t(sign | (device::bits_of(device::float_of(magnitude) + 0.5f) - 0x3f000000u));
-  } else {
-    to.bits = uint16_t(sign | (magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13);
-  }
-}
+CUDA_OPS_DEVICE void narrow(float x, bfloat16& to) { to.bits = uint16_t(device::pair_of_bfloat16(x, 0)); }
+CUDA_OPS_DEVICE void narrow(float x, float16& to) { to.bits = uint16_t(device::pair_of_float16(x, 0)); }
+// Two at once, the first one in the lower half.
+CUDA_OPS_DEVICE uint32_t pair(float low, float high, bfloat16) { return device::pair_of_bfloat16(low, high); }
+CUDA_OPS_DEVICE uint32_t pair(float low, float high, float16) { return device::pair_of_float16(low, high); }
 
 }  // namespace

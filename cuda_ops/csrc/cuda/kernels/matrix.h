@@ -69,12 +69,4 @@ CUDA_OPS_DEVICE void load_b(uint32_t (&b)[2][2], const T* tile, int stride) {
 CUDA_OPS_DEVICE int row_of_d(int i) { return device::thread() % WARP / 4 + i / 2 * 8; }
 CUDA_OPS_DEVICE int column_of_d(int i) { return device::thread() % 4 * 2 + i % 2; }
 
-template <class T>
-CUDA_OPS_DEVICE uint32_t pair(float low, float high, T) {
-  T two[2];
-  narrow(low, two[0]);
-  narrow(high, two[1]);
-  return uint32_t(two[1].bits) << 16 | two[0].bits;
-}
-
 }  // namespace
