@@ -195,6 +195,7 @@ def test_two_streams_at_once() -> None:
         assert_same(one, other)
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @every_call
 def test_no_synchronisation_with_the_host(call: Call) -> None:
     q, k, v, mask = inputs(dtype=torch.float32)
@@ -319,6 +320,7 @@ def test_memory_is_linear_in_the_number_of_tokens(call: Call) -> None:
     assert long < 65_536**2
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("call", [improved_clustered, refined_clustered_at_any_length], ids=lambda call: call.__name__)
 def test_launches(call: Call, masked: bool) -> None:
