@@ -151,6 +151,11 @@ def test_pip_with_operators_for_gpus(
     (library,) = environment.folder.glob("lib/python*/site-packages/cuda_ops/_C.abi3.so")
     exported = {name for name in names("--dynamic", "--defined-only", str(library)) if "cuda" in name}
     assert exported == {"cuda_ops_active_instruction_set", "cuda_ops_instruction_sets"}
+    kernels = [str(path) for path in (project / "build" / "objects").glob("*.cu.o")]
+    needed = subprocess.run(["nm", "--undefined-only", *kernels], capture_output=True, text=True, check=True).stdout
+    assert kernels and not re.search(r" U exit$", needed, re.MULTILINE), (
+        "a function of the device called by host code: nvcc lets it end the process"
+    )
     of_cpu, of_gpu = (
         {name for name in names("--defined-only", "--demangle", *map(str, found)) if name.startswith("cuda_ops::")}
         for found in ((project / "build" / "objects").glob(f"*{side}-*.o") for side in ("cpu", "cuda"))
