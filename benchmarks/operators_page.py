@@ -157,13 +157,16 @@ def has_memory(results: Results) -> bool:
     return any(values.get("extra_memory_mib") is not None for _, _, row in rows_of(results) for values in row.values())
 
 
-def caption(results: Results) -> str:
+def source(results: Results) -> str:
     """Command, date, machine and versions."""
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-    return (
-        f"`{results['command']}` on {results['date']}: {results['machine']}, {versions}; milliseconds of one layer, median "
-        "[least, most] of the turns, and how many times faster than SDPA."
-    )
+    return f"`{results['command']}` on {results['date']}: {results['machine']}, {versions}"
+
+
+def caption(results: Results) -> str:
+    """The source, and what the numbers are."""
+    numbers = "milliseconds of one layer, median [least, most] of the turns, and how many times faster than SDPA"
+    return f"{source(results)}; {numbers}."
 
 
 def draw(results: Results, path: Path) -> None:

@@ -62,11 +62,14 @@ def test_measurements() -> None:
         "budgets": {"refined-clustered": {}},
         "tokens": {"8192": {"sdpa": exact, "refined-clustered": row(0.13, 4.0)}},
         "cases": [
-            {"name": "2 rows", "tokens": {"8192": {"sdpa": exact | {"card": {}}, "refined-clustered": row(0.26, 2.0)}}}
+            {"name": "2 rows", "tokens": {"8192": {"sdpa": exact | {"card": {}}, "refined-clustered": row(0.26, 2.0)}}},
+            {"name": "short", "tokens": {"512": {"sdpa": exact, "refined-clustered": row(13.0, 0.04)}}},
         ],
     }
     lines = cuda_page.measured(results).splitlines()
     assert "| base | 8,192 | 520.0 (cudnn; eager 1,040.0) | 130.0 **4.0×** (eager 260.0) | 1980 / 2619 |" in lines
     assert "| 2 rows | 8,192 | 520.0 (cudnn; eager 1,040.0) | 260.0 **2.0×** (eager 520.0) | – |" in lines
+    assert any("13,000.0 **0.04×** (eager 26,000.0)" in line for line in lines)
     assert lines[-1].startswith("`python benchmarks/operators.py --device cuda` on 2026-01-02: NVIDIA H100")
+    assert "milliseconds" not in "\n".join(lines)
     assert "no GPU has run these kernels" in cuda_page.measured(None)
