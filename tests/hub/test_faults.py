@@ -328,7 +328,9 @@ def test_a_full_disk(
 
 
 INTERRUPTED = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has its background jobs ignore it
 sys.path[:0] = {path!r}
 from bert_cluster.cli import main
 sys.exit(main(["push", "model", "tester/answers"]))
