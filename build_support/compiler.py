@@ -72,7 +72,10 @@ def link(
     """Links the objects with torch's CPU library, which is found at run time because torch was imported before, and with `others`."""
     target.parent.mkdir(parents=True, exist_ok=True)
     kind = ["-bundle", "-undefined", "dynamic_lookup"] if sys.platform == "darwin" else ["-shared"]
-    files = [*map(str, objects), f"-L{library_folder}", "-ltorch_cpu", *others]
+    # Torch catches what the operators throw, which needs torch's own libgcc: a compiler that links a second one into each
+    # library (-static-libgcc) would make every error of an operator a segmentation fault.
+    unwinder = ["-lgcc_s"] if sys.platform == "linux" else []
+    files = [*map(str, objects), f"-L{library_folder}", "-ltorch_cpu", *others, *unwinder]
     _run([*compiler, *kind, *files, *_user_flags("LDFLAGS"), "-o", str(target)])
 
 
