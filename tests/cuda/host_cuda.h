@@ -474,6 +474,12 @@ inline uint32_t ballot(bool here, int line = __builtin_LINE()) {
   for (int lane = 0; lane < host_cuda::LANES; ++lane) word |= votes[lane] << lane;
   return word;
 }
+inline uint32_t match(int32_t value, int line = __builtin_LINE()) {
+  const uint32_t* given = host_cuda::exchange(uint32_t(value), line);
+  uint32_t word = 0;
+  for (int lane = 0; lane < host_cuda::LANES; ++lane) word |= uint32_t(given[lane] == uint32_t(value)) << lane;
+  return word;
+}
 inline int32_t shuffle(int32_t value, int lane, int line = __builtin_LINE()) { return int32_t(host_cuda::exchange(uint32_t(value), line)[lane % host_cuda::LANES]); }
 inline float shuffle(float value, int lane, int line = __builtin_LINE()) { return float_of(host_cuda::exchange(bits_of(value), line)[lane % host_cuda::LANES]); }
 inline int32_t shuffle_xor(int32_t value, int lanes, int line = __builtin_LINE()) {

@@ -29,7 +29,7 @@ using namespace cuda_ops;
 namespace {
 
 constexpr int64_t B = 2, H = 2, GROUP = 2, N = 67, D = 70, C = 5, K = 7, M = 3, P = 70, SAMPLE = 32, WORDS = (P + 63) / 64;
-constexpr int64_t LONG = 2100, MANY = 5;  // tokens and clusters of lists that are cut into several parts
+constexpr int64_t LONG = 2100, FEW = 5, MANY = 600;  // tokens and clusters of lists that are cut into several parts
 constexpr Shape SHAPE{B, H, N, D, GROUP};
 constexpr float SCALE = 0.3f;
 const Budgets BUDGETS{C, K, M, 2, {{0, 4, 5, 2, 16}, {40, C, K, M, SAMPLE}}};
@@ -105,7 +105,7 @@ Groups group(const Rows& rows, int64_t clusters, int32_t** assignment) {
 template <class T>
 void run() {
   int32_t *clusters, *key_clusters, *ignored;
-  group(list_rows(LONG, 9), MANY, &ignored);
+  for (const int64_t count : {FEW, MANY}) group(list_rows(LONG, 9), count, &ignored);
   const Rows rows = list_rows(N, 4);
   const Vectors q = random_vectors<T>(H, rows.mask), k = random_vectors<T>(H / GROUP, rows.mask), v = random_vectors<T>(H / GROUP, rows.mask);
   const Vectors out = random_vectors<T>(H, rows.mask);

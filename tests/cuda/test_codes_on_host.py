@@ -56,6 +56,28 @@ def test_top_keys_in_every_order(order: str, kind: str) -> None:
     assert torch.equal(torch.ops.cuda_ops_host.top_keys(scores, mask, 64), cuda_ops.top_keys(scores, mask, 64))
 
 
+@pytest.mark.parametrize("topk", [1, 32, 64, 200, 1100])
+@pytest.mark.parametrize("kind", ["numbers", "close", "ties", "any bits", "odd", "ascending", "few"])
+def test_top_keys_of_long_rows(host: None, kind: str, topk: int) -> None:
+    """More scores than are kept in shared memory: those above a bound are, unless they are too many. "few" has exactly as many large ones as there are top keys."""
+    tokens = 70001
+    scores = scores_of("numbers" if kind in ("ascending", "few") else kind, 1, tokens)[:, :1]
+    if kind == "ascending":
+        scores = scores.sort(-1).values
+    if kind == "few":
+        scores[..., torch.randperm(tokens)[:topk]] += 1000
+    mask = padding(tokens)
+    for given in (None, mask):
+        expected = cuda_ops.top_keys(scores, given, topk)
+        assert torch.equal(torch.ops.cuda_ops_host.top_keys(scores, given, topk), expected)
+
+
+@pytest.mark.parametrize("kind", ["numbers", "ties"])
+def test_top_keys_of_long_rows_in_every_order(order: str, kind: str) -> None:
+    scores = scores_of(kind, 1, 9001)[:1, :1]
+    assert torch.equal(torch.ops.cuda_ops_host.top_keys(scores, None, 64), cuda_ops.top_keys(scores, None, 64))
+
+
 def test_top_keys_do_not_read_padding(host: None) -> None:
     scores, mask = scores_of("numbers", 3, 173), padding(173)
     scores = scores.masked_fill(~mask[:, None, None], torch.nan).transpose(2, 3).contiguous().transpose(2, 3)
@@ -159,7 +181,10 @@ def test_clusters(parts: int, bits: int, iterations: int) -> None:
 
 
 @pytest.mark.parametrize("iterations", [0, 2])
-@pytest.mark.parametrize(("bits", "clusters"), [(63, 1), (63, 126), (63, 127), (256, 300), (3, 1031), (63, 2100)])
+@pytest.mark.parametrize(
+    ("bits", "clusters"),
+    [(63, 1), (63, 78), (63, 79), (63, 126), (63, 127), (256, 19), (256, 20), (256, 300), (3, 1031), (63, 2100)],
+)
 def test_many_clusters(parts: int, bits: int, clusters: int, iterations: int) -> None:
     """More than counters in shared memory, more than a tile of centroids, more than tokens."""
     assert_same_clusters(codes_of(bits, 541, 0.3), padding(541), bits, clusters, iterations)

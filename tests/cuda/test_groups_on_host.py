@@ -36,7 +36,7 @@ def assigned(clusters: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize(("clusters", "size"), [(1, D), (5, D), (307, 13), (7, 131)])
+@pytest.mark.parametrize(("clusters", "size"), [(1, D), (5, D), (307, 13), (700, 3), (7, 131)])
 def test_means(order: str, dtype: torch.dtype, clusters: int, size: int) -> None:
     x, groups = strided(dtype, size), assigned(clusters)
     means = torch.ops.cuda_ops_host.group_mean(x, groups, clusters, 0.37)
@@ -59,6 +59,25 @@ def test_a_mean_depends_on_its_members_alone(order: str) -> None:
             x[b : b + 1, :, tokens], groups[b : b + 1, :, tokens].contiguous(), 5, 1.0
         )
         assert torch.equal(alone[0], together[b])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_rows_read_by_eights_have_the_same_bits(order: str, dtype: torch.dtype) -> None:
+    """Rows that begin anywhere are read number by number."""
+    x, groups = strided(dtype, 40), assigned(3)
+    shifted = torch.nn.functional.pad(x.contiguous(), (1, 0))[..., 1:]
+    by_eights, by_ones = (torch.ops.cuda_ops_host.group_mean(rows, groups, 3, 0.37) for rows in (x, shifted))
+    assert torch.equal(by_eights, by_ones)
+
+
+@pytest.mark.parametrize("clusters", [3, 512, 513])
+def test_members_of_long_rows(host: None, clusters: int) -> None:
+    """Parts of more tokens than are read at once, and tokens that belong to no cluster."""
+    torch.manual_seed(15)
+    groups = torch.randint(-1, clusters + 1, (1, 1, 80_021), dtype=torch.int32)
+    x = torch.randint(-8, 9, (1, 1, 80_021, 1)).float()
+    expected = torch.stack([x[groups == c].sum() / max(1, int((groups == c).sum())) for c in range(clusters)])
+    torch.testing.assert_close(torch.ops.cuda_ops_host.group_mean(x, groups, clusters, 1.0).flatten(), expected)
 
 
 def test_no_tokens(host: None) -> None:

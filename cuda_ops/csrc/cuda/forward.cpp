@@ -76,9 +76,10 @@ void cluster_queries(const Call& call, const Tensor& planes, int64_t C, int64_t 
   const int64_t P = planes.size(0), words = (P + 63) / 64;
   const Tokens rows = call.clustered_rows();
   const Tensor packed = torch::stable::contiguous(planes);
+  const int64_t count = launch::cluster_codes_memory(s.B, s.H, P, C);
   Tensor codes = empty(call.q, {s.B, s.H, s.N, words}, ScalarType::Long), centroids = empty(call.q, {s.B, s.H, C, words}, ScalarType::Long),
-         memory = zero_integers(call.q, {launch::cluster_codes_memory(s.B, s.H, P, C)});
-  launch::hash_vectors(vectors(call.q), data<const float>(packed), rows, s.B, s.H, s.D, P, data<uint64_t>(codes), call.stream);
+         memory = empty_integers(call.q, {count});
+  launch::hash_vectors(vectors(call.q), data<const float>(packed), rows, s.B, s.H, s.D, P, data<uint64_t>(codes), call.stream, {data<int32_t>(memory), count});
   launch::cluster_codes(data<const uint64_t>(codes), rows, s.B, s.H, P, C, iterations, data<int32_t>(memory), data<int32_t>(assignment), data<uint64_t>(centroids),
                         call.stream);
 }

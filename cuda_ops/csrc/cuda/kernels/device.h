@@ -48,6 +48,8 @@ CUDA_OPS_DEVICE void meet(int32_t* arrivals, int32_t blocks) {
 // Collectives of a warp.
 CUDA_OPS_DEVICE void warp_barrier() { __syncwarp(); }
 CUDA_OPS_DEVICE uint32_t ballot(bool here) { return __ballot_sync(0xffffffffu, here); }
+// The lanes that give the same number.
+CUDA_OPS_DEVICE uint32_t match(int32_t value) { return __match_any_sync(0xffffffffu, value); }
 CUDA_OPS_DEVICE float shuffle(float value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 CUDA_OPS_DEVICE int32_t shuffle(int32_t value, int lane) { return __shfl_sync(0xffffffffu, value, lane); }
 CUDA_OPS_DEVICE float shuffle_xor(float value, int lanes) { return __shfl_xor_sync(0xffffffffu, value, lanes); }

@@ -7,14 +7,21 @@ namespace {
 constexpr int THREADS = 256, TOKENS = 4 * (THREADS / WARP), PLANES = 64, COLUMNS = 64;
 constexpr int PLANE_STRIDE = PLANES + 1;  // one more, so that neither writing by columns nor reading by planes meets in a bank
 
+using cuda_ops::launch::Zeros;
+
+CUDA_OPS_DEVICE void clear(const Zeros& zeros) {
+  for (int64_t k = device::block() * device::threads() + device::thread(); k < zeros.count; k += device::blocks() * device::threads()) zeros.memory[k] = 0;
+}
+
 // A block hashes TOKENS tokens of one head, each warp 4 of them; a lane has two planes of the word. Products go through D in pieces of COLUMNS; a token's sum
 // is one chain of fused additions in the order of d, whatever else is in the batch.
-CUDA_OPS_KERNEL hash_tile(Heads<float> x, const float* planes, Tokens tokens, int64_t H, int64_t D, int64_t P, uint64_t* codes) {
+CUDA_OPS_KERNEL hash_tile(Heads<float> x, const float* planes, Tokens tokens, int64_t H, int64_t D, int64_t P, uint64_t* codes, Zeros zeros) {
   CUDA_OPS_SHARED(float, plane_piece, COLUMNS * PLANE_STRIDE);
   CUDA_OPS_SHARED(float, row_piece, TOKENS * COLUMNS);
   const int64_t N = tokens.N, tiles = (N + TOKENS - 1) / TOKENS, words = (P + 63) / 64;
   const int64_t b = device::block() / tiles / H, h = device::block() / tiles % H, first = device::block() % tiles * TOKENS;
   const int t = device::thread(), lane = t % WARP, mine = t / WARP * 4;
+  clear(zeros);
   for (int64_t word = 0; word < words; ++word) {
     float sum[4][2] = {};
     for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
@@ -46,13 +53,15 @@ constexpr int SPLIT_THREADS = 128, SPLIT_TOKENS = SPLIT_THREADS / WARP * 16;
 
 // The same for 16-bit numbers on the tensor cores: a warp has 16 tokens, with half a word of planes at a time.
 template <class T>
-CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SPLIT_THREADS) hash_split(Heads<T> x, const float* planes, Tokens tokens, int64_t H, int64_t D, int64_t P, uint64_t* codes) {
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SPLIT_THREADS) hash_split(Heads<T> x, const float* planes, Tokens tokens, int64_t H, int64_t D, int64_t P, uint64_t* codes,
+                                                          Zeros zeros) {
   using Product = SplitProduct<T, SPLIT_TOKENS, WARP, 32>;
   CUDA_OPS_SHARED(Quad, memory, Product::QUADS);
   const int64_t N = tokens.N, tiles = (N + SPLIT_TOKENS - 1) / SPLIT_TOKENS, words = (P + 63) / 64;
   const int64_t b = device::block() / tiles / H, h = device::block() / tiles % H, first = device::block() % tiles * SPLIT_TOKENS;
   const int rows = int(smaller<int64_t>(SPLIT_TOKENS, N - first)), t = device::thread();
   const T* start = x.base + x.offset(b, h, first, 0);
+  clear(zeros);
   const auto row = [=](int r) { return start + r * x.token; };
   for (int64_t word = 0; word < words; ++word) {
     int32_t halves[2][2] = {};  // of a row: of its word
@@ -85,15 +94,16 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SPLIT_THREADS) hash_split(Heads<T> x, const float
 
 namespace cuda_ops::launch {
 
-void hash_vectors(const Vectors& x, const float* planes, const Tokens& tokens, int64_t B, int64_t H, int64_t D, int64_t P, uint64_t* codes, Stream stream) {
+void hash_vectors(const Vectors& x, const float* planes, const Tokens& tokens, int64_t B, int64_t H, int64_t D, int64_t P, uint64_t* codes, Stream stream,
+                  const Zeros& zeros) {
   if (B * H * tokens.N == 0) return;
   const auto blocks = [&](int64_t rows) { return B * H * ((tokens.N + rows - 1) / rows); };
   with_type(x.type, [&](auto type) {
     using T = decltype(type);
     if constexpr (sizeof(T) == 2)
-      CUDA_OPS_LAUNCH(hash_split<T>, blocks(SPLIT_TOKENS), SPLIT_THREADS, stream, Heads<T>(x), planes, tokens, H, D, P, codes);
+      CUDA_OPS_LAUNCH(hash_split<T>, blocks(SPLIT_TOKENS), SPLIT_THREADS, stream, Heads<T>(x), planes, tokens, H, D, P, codes, zeros);
     else
-      CUDA_OPS_LAUNCH(hash_tile, blocks(TOKENS), THREADS, stream, Heads<T>(x), planes, tokens, H, D, P, codes);
+      CUDA_OPS_LAUNCH(hash_tile, blocks(TOKENS), THREADS, stream, Heads<T>(x), planes, tokens, H, D, P, codes, zeros);
   });
 }
 
