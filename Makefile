@@ -39,7 +39,7 @@ test: $(VENV)/.installed-dev $(VENV)/.installed-others ## all tests
 test-cuda-host: $(VENV)/.installed-dev ## tests/ops on the CUDA operators compiled for the host: every parameter set, about an hour
 	OMP_NUM_THREADS=1 CUDA_OPS_TEST_BACKEND=host-cuda $(BIN)/python -m pytest -n 2 tests/ops
 
-cuda-coverage: $(VENV)/.installed-dev ## the lines of CUDA kernels that a run of every operator on the host never reaches
+cuda-coverage: $(VENV)/.installed-dev ## the lines of CUDA kernels that no stage of their program on the host reaches; `make test` asks the same
 	OMP_NUM_THREADS=1 $(BIN)/python tests/cuda/kernel_coverage.py
 
 test-cuda: $(VENV)/.installed-dev ## on a machine with a GPU: tests/ops on the CUDA operators there, and what only a GPU can show

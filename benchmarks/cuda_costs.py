@@ -135,9 +135,11 @@ def grouping(layer: Layer, sides: int) -> Stage:
 
 
 def means(layer: Layer) -> Stage:
-    """group_mean.cu: a block for each cluster, four rows of it at a time by each of four parts."""
-    T, row = layer.tokens, 2 * layer.D
-    return Stage("group_mean", 1, (row + 4) * T, blocks=layer.heads * layer.C, trips=layer.N / layer.C / 16 + 3)
+    """group_mean.cu: a block for 16 columns of each cluster, four rows of it at a time by each of 128 parts."""
+    T, row, pieces = layer.tokens, 2 * layer.D, layer.D / 16
+    asked = (row + 8 * pieces) * T
+    trips = layer.N / layer.C / 512 + 4
+    return Stage("group_mean", 1, (row + 4) * T, asked, blocks=layer.heads * layer.C * pieces, trips=trips)
 
 
 def scores(layer: Layer) -> Stage:
@@ -155,18 +157,17 @@ def scores(layer: Layer) -> Stage:
 
 
 def top_keys(layer: Layer) -> Stage:
-    """top_keys.cu: a block for each cluster; about three digits, each of them four scores at a time, then counting and listing."""
-    T, passes = layer.tokens, 5
-    turns = 3 * layer.N / 2048 + 2 * layer.N / 512
+    """top_keys.cu: a block for each cluster reads 2,048 scores at a time, once; about three digits of those in shared memory."""
+    T, kept = layer.tokens, min(1, 8192 / layer.N)
     once = 4 * layer.C * T
     return Stage(
         "top_keys",
         1,
         once,
-        passes * once,
-        integer=passes * 8 * layer.C * T,
+        (1 if layer.N <= 8192 else 1 + 4096 / layer.N) * once,
+        integer=(4 + 5 * 8 * kept) * layer.C * T,
         blocks=layer.heads * layer.C,
-        trips=turns + 12,
+        trips=layer.N / 2048 + 8,
     )
 
 
@@ -188,11 +189,11 @@ def improved(layer: Layer) -> list[Stage]:
         ),
         Stage(
             "cluster_codes",
-            2,
+            1,
             16 * T,
             16 * rounds * T,
             integer=rounds * C * T * (2 * 4 + 4),
-            waits=2 * layer.iterations * MEETING,
+            waits=layer.iterations * MEETING,
             trips=2 * rounds * max(1, N * layer.heads / (8 * 132 * 256)),
         ),
         grouping(layer, 1),

@@ -13,7 +13,7 @@ KERNELS = BUILD / "program"
 """The kernels without the types and sizes that the program does not use: half as much to compile."""
 SANITIZERS = {
     "plain": (),
-    "address": ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+    "address": ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "--coverage"),
     "thread": ("-g1", "-fsanitize=thread"),
 }
 EVERY_ORDER = range(len(ORDERS))

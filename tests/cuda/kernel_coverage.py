@@ -1,8 +1,8 @@
-"""Lists the lines of kernels that a short run of every operator on the host never reaches; fails if there are any.
+"""Lists the lines of kernels that planted_main.cpp never reaches; fails if there are any.
 
     make cuda-coverage
 
-The library of host_library.py compiled once more with gcov's counters, in a folder of its own, and run in a process of its own.
+The program under AddressSanitizer is compiled with gcov's counters as well; test_sanitizers.py runs it and asks the same.
 """
 
 import json
@@ -14,75 +14,56 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-for folder in (ROOT, ROOT / "tests", ROOT / "tests" / "ops", ROOT / "tests" / "cuda"):
+for folder in (ROOT, ROOT / "tests" / "cuda"):
     sys.path.insert(0, str(folder))
 
-import host_library  # noqa: E402
+import host_program  # noqa: E402
 
-FOLDER = host_library.BUILD / "coverage"
-KERNELS = host_library.CUDA / "kernels"
-
-
-def build() -> Path:
-    return host_library.build(extra=("--coverage", "-O0"), folder=FOLDER)
+COUNTS = host_program.BUILD / "address"
 
 
-def run_operators() -> None:
-    """In this process, whose end writes the counts."""
-    import operator_backend
-    import torch
-    from operator_cases import Case
-    from sanitize import CASES, LONG, run
-
-    definitions = torch.library.Library(host_library.NAMESPACE, "DEF")
-    for schema in host_library.SCHEMAS:
-        definitions.define(schema)
-    torch.ops.load_library(str(build()))
-    overrides = operator_backend.substitute(host_library.NAMESPACE, "CPU", "cpu", operator_backend.all_names())
-    for case, dtype in zip(CASES, (torch.bfloat16, torch.float32), strict=True):
-        run(case, dtype, "cpu")
-    run(LONG, torch.bfloat16, "cpu")
-    run(Case(B=1, H=1, N=67, D=200, C=5, K=7, P=200, exact_below=12), torch.float16, "cpu")
-    del overrides
+def forget() -> None:
+    """Sets all counters to zero."""
+    for old in COUNTS.rglob("*.gcda"):
+        old.unlink()
 
 
-def never_executed(reports: Iterable[dict[str, Any]]) -> dict[str, list[int]]:
-    """By the names of files of kernels: lines of which no report of gcov counts an execution."""
+def missing_lines() -> list[str]:
+    """Lines that were not executed since the counters were zero, with their places."""
+    gcov = shutil.which("gcov")
+    assert gcov is not None, "There is no gcov. It comes with g++: install it."
+    counted = [str(path) for path in COUNTS.rglob("*.gcda")]
+    assert counted, f"There are no counts in {COUNTS}: the program has not run."
+    made = subprocess.run([gcov, "--json-format", "--stdout", *counted], check=True, capture_output=True, text=True)
+    missing = never_executed((json.loads(line) for line in made.stdout.splitlines()), host_program.KERNELS)
+    text = {name: (host_program.KERNELS / name).read_text(encoding="utf-8").splitlines() for name, _ in missing}
+    return [f"{name}:{number}: {text[name][number - 1].strip()}" for name, number in missing]
+
+
+def never_executed(reports: Iterable[dict[str, Any]], folder: Path) -> list[tuple[str, int]]:
+    """Files of a folder, and lines of which no report of gcov counts an execution."""
     counts: dict[tuple[str, int], int] = {}
     for report in reports:
         for file in report["files"]:
             path = Path(report["current_working_directory"], file["file"]).resolve()
-            if path.parent != KERNELS:
-                continue
-            for line in file["lines"]:
-                key = (path.name, line["line_number"])
-                counts[key] = counts.get(key, 0) + line["count"]
-    missing: dict[str, list[int]] = {}
-    for (name, number), count in sorted(counts.items()):
-        if not count:
-            missing.setdefault(name, []).append(number)
-    return missing
+            if path.parent == folder:
+                for line in file["lines"]:
+                    key = (path.name, line["line_number"])
+                    counts[key] = counts.get(key, 0) + line["count"]
+    return sorted(key for key, count in counts.items() if not count)
 
 
 def main() -> None:
-    gcov = shutil.which("gcov")
-    if gcov is None:
-        sys.exit("There is no gcov.")
-    build()
-    for old in FOLDER.rglob("*.gcda"):
-        old.unlink()
-    subprocess.run([sys.executable, __file__, "run"], check=True)
-    counted = [str(path) for path in FOLDER.rglob("*.gcda")]
-    made = subprocess.run([gcov, "--json-format", "--stdout", *counted], check=True, capture_output=True, text=True)
-    missing = never_executed(json.loads(line) for line in made.stdout.splitlines())
-    for name, numbers in missing.items():
-        lines = (KERNELS / name).read_text(encoding="utf-8").splitlines()
-        for number in numbers:
-            print(f"{name}:{number}: {lines[number - 1].strip()}")
-    if missing:
-        sys.exit("These lines were never executed.")
+    parts = list(host_program.objects("address").values())
+    forget()
+    program = host_program.link("address", parts, COUNTS / "program")
+    result = host_program.run(program, 0)
+    if result.returncode:
+        sys.exit(result.stderr)
+    if missing := missing_lines():
+        sys.exit("\n".join([*missing, "These lines were never executed."]))
     print("every line of the kernels was executed")
 
 
 if __name__ == "__main__":
-    run_operators() if sys.argv[1:] == ["run"] else main()
+    main()

@@ -1,5 +1,6 @@
 // Runs every kernel once in each order of threads and prints a number for what it wrote: the same in all orders, and whatever is planted in a kernel changes it or is
-// reported. A stage takes a few lines: memory that it needs, its launcher, what it wrote. The tests compile this plain and with each sanitizer.
+// reported. A stage takes a few lines: memory that it needs, its launcher, what it wrote. The tests compile this plain and with each sanitizer, and fail if a line of
+// the kernels is never executed.
 #include <climits>
 #include <cmath>
 #include <cstdio>
@@ -20,6 +21,7 @@
 #include "improved_clustered_backward.h"
 #include "refined_attention.h"
 #include "refined_backward.h"
+#include "runtime.h"
 #include "tail.h"
 #include "top_keys.h"
 #include "valid_tokens.h"
@@ -66,12 +68,13 @@ float normal() {
 template <class T>
 constexpr Type type_of = std::is_same_v<T, float> ? Type::float32 : std::is_same_v<T, bfloat16> ? Type::bfloat16 : Type::float16;
 
-// (B, heads, N, D), NaN where a token is not valid.
+// (B, heads, tokens, size), NaN where a token is not valid.
 template <class T>
-Vectors random_vectors(int64_t heads, const bool* mask) {
-  T* x = memory<T>(B * heads * N * D);
-  for (int64_t i = 0; i < B * heads * N * D; ++i) narrow(mask[i / (heads * N * D) * N + i / D % N] ? normal() : NAN, x[i]);
-  return {x, heads * N * D, N * D, D, 1, type_of<T>};
+Vectors random_vectors(int64_t heads, const bool* mask, int64_t tokens = N, int64_t size = D) {
+  const int64_t row = heads * tokens * size;
+  T* x = memory<T>(B * row);
+  for (int64_t i = 0; i < B * row; ++i) narrow(mask[i / row * tokens + i / size % tokens] ? normal() : NAN, x[i]);
+  return {x, row, tokens * size, size, 1, type_of<T>};
 }
 
 struct Rows {
@@ -89,10 +92,11 @@ Rows list_rows(int64_t tokens, int likely) {
   return {mask, {positions, indices, counts, tokens, 0, INT64_MAX}};
 }
 
+// The last cluster has no members.
 Groups group(const Rows& rows, int64_t clusters, int32_t** assignment) {
   const int64_t tokens = rows.tokens.N;
   *assignment = memory<int32_t>(B * H * tokens);
-  for (int64_t i = 0; i < B * H * tokens; ++i) (*assignment)[i] = rows.mask[i / (H * tokens) * tokens + i % tokens] ? int32_t(numbers() % unsigned(clusters)) : -1;
+  for (int64_t i = 0; i < B * H * tokens; ++i) (*assignment)[i] = rows.mask[i / (H * tokens) * tokens + i % tokens] ? int32_t(numbers() % unsigned(clusters - 1)) : -1;
   int32_t *order = memory<int32_t>(B * H * tokens), *first = memory<int32_t>(B * H * (clusters + 1));
   const int64_t counts = B * H * group_parts(tokens) * clusters;
   const launch::Grouping grouping{*assignment, clusters, memory<int32_t>(counts), memory<int32_t>(counts), order, first};
@@ -142,6 +146,8 @@ void run() {
   float* scattered = memory<float>(elements);
   launch::group_scatter(centroids, clusters, B, H, N, C, D * int64_t(sizeof(float)), scattered, nullptr);
   wrote("group_scatter", scattered, elements);
+  launch::group_scatter(centroids, clusters, B, H, N, C, 6, scattered, nullptr);
+  wrote("group_scatter", scattered, B * H * N * 6 / int64_t(sizeof(float)));
 
   float* scores = memory<float>(B * H * C * N);
   launch::centroid_scores(centroids, k, rows.tokens, SHAPE, BUDGETS, scores, nullptr);
@@ -229,15 +235,94 @@ void run() {
   wrote_gradients();
 }
 
+// Rows that lie at multiples of 16 bytes.
+template <class T>
+void run_aligned() {
+  constexpr int64_t SIZE = 72;
+  const Rows rows = list_rows(N, 4);
+  const Vectors q = random_vectors<T>(H, rows.mask, N, SIZE), k = random_vectors<T>(H, rows.mask, N, SIZE), out = random_vectors<T>(H, rows.mask, N, SIZE);
+  int32_t* ignored;
+  float *means = memory<float>(B * H * C * SIZE), *query_mass = memory<float>(B * H * N);
+  launch::group_mean(q, rows.tokens, group(rows, C, &ignored), B, H, SIZE, C, SCALE, means, nullptr);
+  wrote("group_mean", means, B * H * C * SIZE);
+  launch::full_attention(q, k, k, rows.tokens, {B, H, N, SIZE, 1}, SCALE, out, query_mass, nullptr);
+  launch::clear_padding(rows.tokens, {B, H, N, SIZE, 1}, out, query_mass, nullptr);
+  wrote("full_attention", static_cast<const T*>(out.base), B * H * N * SIZE);
+}
+
+// Hashed K-means by several blocks for a head: clusters whose counters every block has, whose counters fit in shared memory, and more.
+void run_many_codes() {
+  constexpr int64_t TOKENS = 300;
+  const Rows rows = list_rows(TOKENS, 9);
+  uint64_t* codes = memory<uint64_t>(B * H * TOKENS * WORDS);
+  for (int64_t i = 0; i < B * H * TOKENS * WORDS; ++i) codes[i] = uint64_t(numbers()) << 32 | numbers();
+  for (const int64_t clusters : {FEW, int64_t(50), MANY}) {
+    int32_t* assignment = memory<int32_t>(B * H * TOKENS);
+    uint64_t* centroids = memory<uint64_t>(B * H * clusters * WORDS);
+    int32_t* counters = zeros<int32_t>(launch::cluster_codes_memory(B, H, P, clusters));
+    launch::cluster_codes(codes, rows.tokens, B, H, P, clusters, 3, counters, assignment, centroids, nullptr);
+    wrote("cluster_codes", assignment, B * H * TOKENS);
+    wrote("code_centroids", centroids, B * H * clusters * WORDS);
+  }
+}
+
+// Clusters of keys that take several segments.
+void run_long_tail() {
+  constexpr int64_t TOKENS = 300, CLUSTERS = 2;
+  const Rows rows = list_rows(TOKENS, 9);
+  const Shape shape{B, H, TOKENS, D, 1};
+  const Budgets budgets{C, 1, CLUSTERS, 1, {{0, C, 1, CLUSTERS, SAMPLE}}};
+  const Vectors k = random_vectors<bfloat16>(H, rows.mask, TOKENS);
+  int32_t *ignored, *top = memory<int32_t>(B * H * C);  // which holds no keys
+  float* scores = memory<float>(B * H * C * TOKENS);
+  for (int64_t i = 0; i < B * H * C * TOKENS; ++i) scores[i] = normal();
+  const int64_t segments = launch::tail_segments(TOKENS, CLUSTERS), cells = B * H * C * CLUSTERS;
+  const Cells tail{memory<float>(cells), memory<float>(cells), memory<float>(cells * D), memory<float>(cells * D)};
+  launch::tail(scores, k, k, rows.tokens, shape, group(rows, CLUSTERS, &ignored), 1, top, budgets, memory<float>(B * H * segments * C * 2 * D),
+               memory<float>(B * H * segments * C * 3), tail, nullptr);
+  wrote("tail", tail.keys, cells * D);
+  wrote("tail_values", tail.values, cells * D);
+  wrote("tail_mass", tail.log_mass, cells);
+  wrote("tail_spread", tail.spread, cells);
+}
+
+// The top keys of one row.
+void run_top_keys(const std::vector<float>& numbers_of_row, int32_t topk) {
+  const int64_t tokens = int64_t(numbers_of_row.size());
+  float* scores = memory<float>(tokens);
+  std::copy(numbers_of_row.begin(), numbers_of_row.end(), scores);
+  int32_t* top = memory<int32_t>(topk);
+  launch::top_keys(scores, {nullptr, nullptr, nullptr, tokens, 0, INT64_MAX}, 1, 1, {1, topk, 1, 1, {{0, 1, topk, 1, 0}}}, top, nullptr);
+  wrote("top_keys", top, topk);
+}
+
+// All keys; then of more than shared memory holds: those above a bound, too many of them, and none but the top keys.
+void run_top_keys_of_rows() {
+  constexpr int32_t TOKENS = 8300, SAMPLED = 1100;
+  run_top_keys({3, 1, 2}, 3);
+  std::vector<float> row(TOKENS);
+  for (float& score : row) score = normal();
+  run_top_keys(row, 40);
+  run_top_keys(std::vector<float>(TOKENS, 1), 40);
+  for (int32_t s = 0; s < SAMPLED; ++s) row[size_t(s / WARP * (TOKENS / WARP) / (4096 / WARP) * WARP + s % WARP)] = 1000;
+  run_top_keys(row, SAMPLED);
+}
+
 }  // namespace
 
 // Which orders, as digits; all of them if nothing is said.
 int main(int count, char** arguments) {
+  use_device(0);
   for (const char order : std::string(count > 1 ? arguments[1] : "01234")) {
     host_cuda::order = host_cuda::Order(order - '0');
     numbers.seed(7);
     run<float>();
     run<bfloat16>();
+    run_aligned<bfloat16>();
+    run_many_codes();
+    run_long_tail();
+    run_top_keys_of_rows();
     arrays.clear();
   }
+  return last_error() ? 1 : 0;
 }

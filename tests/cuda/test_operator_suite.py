@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted(path.name for path in (ROOT / "tests" / "ops").glob("test_*.py"))
 REFINED = [name for name in FILES if name.startswith("test_refined")]
 CONTRACT = ["test_contract.py", "test_operator_errors.py", "test_oracle.py"]
-SAMPLE = 3
+SAMPLE = 2
 """Parameter sets of each test on the host; `make test-cuda-host` runs all of them."""
 
 

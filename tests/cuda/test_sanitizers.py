@@ -1,4 +1,4 @@
-"""Every kernel on the host under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and faults that nothing else sees.
+"""Every line of every kernel on the host under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer, and faults that nothing else sees.
 
 ThreadSanitizer knows barriers of the block and of the warp, and takes blocks that follow each other for threads that nothing orders. Ballots, shuffles and products
 of matrices order nothing in memory, as CUDA has it.
@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import host_program
+import kernel_coverage
 import pytest
 
 OPTIONS = {
@@ -17,7 +18,7 @@ OPTIONS = {
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1:report_thread_leaks=0",
 }
-ORDERS = {"address": (0, 2), "thread": (0, 4)}
+ORDERS = {"address": 2, "thread": 4}
 """Of threads: AddressSanitizer sees a bad address in any of them, ThreadSanitizer a missing barrier as well."""
 
 
@@ -30,19 +31,35 @@ def run(program: Path, order: int) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return host_program.link(
-        "plain", list(host_program.objects("plain").values()), tmp_path_factory.mktemp("plain") / "program"
-    )
+def expected(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the plain program prints, in any order of threads: see test_planted_faults.py."""
+    parts = list(host_program.objects("plain").values())
+    return run(host_program.link("plain", parts, tmp_path_factory.mktemp("plain") / "program"), 0).stdout
 
 
 @pytest.mark.parametrize("kind", ORDERS)
-def test_nothing_is_reported(plain: Path, tmp_path: Path, kind: str) -> None:
+def test_nothing_is_reported_and_every_line_runs(expected: str, tmp_path: Path, kind: str) -> None:
     program = host_program.link(kind, list(host_program.objects(kind).values()), tmp_path / "program")
-    for order in ORDERS[kind]:
-        result = run(program, order)
-        assert (result.returncode, result.stderr) == (0, "")
-        assert result.stdout == run(plain, order).stdout
+    kernel_coverage.forget()
+    result = run(program, ORDERS[kind])
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == expected
+    if kind == "address":
+        assert not kernel_coverage.missing_lines()
+
+
+def test_a_line_without_executions_is_found() -> None:
+    def report(file: str, **lines: int) -> dict[str, object]:
+        counts = [{"line_number": int(name[1:]), "count": count} for name, count in lines.items()]
+        return {"current_working_directory": "/kernels", "files": [{"file": file, "lines": counts}]}
+
+    reports = [
+        report("a.cu", _3=0, _4=0, _5=1),
+        report("a.cu", _3=2, _4=0),
+        report("/kernels/b.h", _1=0),
+        report("../c.h", _1=0),
+    ]
+    assert kernel_coverage.never_executed(reports, Path("/kernels")) == [("a.cu", 4), ("b.h", 1)]
 
 
 @pytest.mark.parametrize(
@@ -123,10 +140,10 @@ def test_a_planted_fault_is_reported(
     ],
 )
 def test_only_a_sanitizer_sees_it(
-    plain: Path, tmp_path: Path, file: str, changes: list[tuple[str, str, str, int]]
+    expected: str, tmp_path: Path, file: str, changes: list[tuple[str, str, str, int]]
 ) -> None:
     """What makes the two sanitizers worth their time: in no order of threads do these change a result."""
     program = host_program.with_fault("plain", tmp_path, file, changes)
     for order in host_program.EVERY_ORDER:
         result = run(program, order)
-        assert (result.returncode, result.stdout) == (0, run(plain, order).stdout)
+        assert (result.returncode, result.stdout) == (0, expected)
