@@ -266,22 +266,26 @@ void run_many_codes() {
   }
 }
 
-// Clusters of keys that take several segments.
+// Clusters of keys that take several segments, rows at multiples of 16 bytes, and lists of top keys that are searched: every fourth valid token.
 void run_long_tail() {
-  constexpr int64_t TOKENS = 300, CLUSTERS = 2;
+  constexpr int64_t TOKENS = 300, CLUSTERS = 2, LISTED = 270, SIZE = 72;
   const Rows rows = list_rows(TOKENS, 9);
-  const Shape shape{B, H, TOKENS, D, 1};
-  const Budgets budgets{C, 1, CLUSTERS, 1, {{0, C, 1, CLUSTERS, SAMPLE}}};
-  const Vectors k = random_vectors<bfloat16>(H, rows.mask, TOKENS);
-  int32_t *ignored, *top = memory<int32_t>(B * H * C);  // which holds no keys
+  const Shape shape{B, H, TOKENS, SIZE, 1};
+  const Budgets budgets{C, LISTED, CLUSTERS, 1, {{0, C, LISTED, CLUSTERS, SAMPLE}}};
+  const Vectors k = random_vectors<bfloat16>(H, rows.mask, TOKENS, SIZE);
+  int32_t *ignored, *top = memory<int32_t>(B * H * C * LISTED);
+  for (int64_t i = 0; i < B * H * C * LISTED; ++i) {
+    const int64_t b = i / (H * C * LISTED), rank = i % LISTED * 4;
+    if (rank < rows.tokens.counts[b]) top[i] = rows.tokens.positions[b * TOKENS + rank];
+  }
   float* scores = memory<float>(B * H * C * TOKENS);
   for (int64_t i = 0; i < B * H * C * TOKENS; ++i) scores[i] = normal();
   const int64_t segments = launch::tail_segments(TOKENS, CLUSTERS), cells = B * H * C * CLUSTERS;
-  const Cells tail{memory<float>(cells), memory<float>(cells), memory<float>(cells * D), memory<float>(cells * D)};
-  launch::tail(scores, k, k, rows.tokens, shape, group(rows, CLUSTERS, &ignored), 1, top, budgets, memory<float>(B * H * segments * C * 2 * D),
+  const Cells tail{memory<float>(cells), memory<float>(cells), memory<float>(cells * SIZE), memory<float>(cells * SIZE)};
+  launch::tail(scores, k, k, rows.tokens, shape, group(rows, CLUSTERS, &ignored), 1, top, budgets, memory<float>(B * H * segments * C * 2 * SIZE),
                memory<float>(B * H * segments * C * 3), tail, nullptr);
-  wrote("tail", tail.keys, cells * D);
-  wrote("tail_values", tail.values, cells * D);
+  wrote("tail", tail.keys, cells * SIZE);
+  wrote("tail_values", tail.values, cells * SIZE);
   wrote("tail_mass", tail.log_mass, cells);
   wrote("tail_spread", tail.spread, cells);
 }

@@ -43,6 +43,7 @@ CASES = [
     Case(B=1, N=67, D=131, C=71, K=3, M=73, W=1),
     Case(B=1, N=61, D=200, C=2, K=0, M=1, W=0),
     Case(B=1, H=1, H_kv=1, N=97, D=7, C=2, K=90, M=66, W=23),
+    Case(B=1, H=1, H_kv=1, N=541, D=16, C=2, K=277, M=2, W=1),
 ]
 SCALE = 0.4
 ON_TENSOR_CORES = ("out", "refined_mass", "exact", "full")

@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cuda_registers import known_architectures, quick_command, readable, usages
+from cuda_registers import command, known_architectures, readable, usages
 from host_library import HERE, kernel_sources
 
 SHARED_LIMIT = 48 * 1024
@@ -39,9 +39,7 @@ def test_every_architecture_compiles_without_spills(tmp_path: Path, source: Path
         pytest.skip("there is no nvcc")
     found = known_architectures(nvcc)
     assert found, "the toolkit knows none of the architectures that are built for"
-    made = subprocess.run(
-        quick_command(nvcc, found, source, tmp_path / "kernels.fatbin"), capture_output=True, text=True
-    )
+    made = subprocess.run(command(nvcc, found, source, tmp_path / "kernels.fatbin"), capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     assert "__CUDA_ARCH__" not in source.read_text(encoding="utf-8"), "one intermediate code does for all architectures"
     assert "warning" not in made.stderr, made.stderr

@@ -11,40 +11,114 @@ constexpr int LENGTH = 64, MOST_COLUMNS = 256;
 
 // One segment of the keys of a key cluster, with what the threads of its block share.
 struct KeySegment {
-  int64_t b, h, head, count;
-  const int32_t* position;       // of each key
+  int64_t b, h, head;
+  int count;
+  const int32_t* position;       // of each key, ascending, and INT32_MAX up to LENGTH
   float *center, *away;          // the mean of its keys, and the square of the distance of each from it
   bfloat16* weights;
   float *sums, *squares;         // of the weights, and of the weighted squares, of each query cluster
 };
 
-// `partial` has a place for each thread.
+// Eight numbers of a row from d on, and zeros behind its end.
+template <class T>
+CUDA_OPS_DEVICE void read_eight(const Heads<T>& x, int64_t row, int64_t d, int64_t D, float (&to)[8]) {
+  T from[8];
+  if constexpr (sizeof(T) == 2) {
+    read_numbers(x, row, true, d, D, from);
+  } else {
+    CUDA_OPS_UNROLL(8)
+    for (int i = 0; i < 8; ++i) from[i] = d + i < D ? x.base[row + (d + i) * x.element] : T{};
+  }
+  CUDA_OPS_UNROLL(8)
+  for (int i = 0; i < 8; ++i) to[i] = widen(from[i]);
+}
+
+// A thread has eight numbers of two keys, eight threads a key. `partial` has a place for each column of each warp.
 template <class T>
 CUDA_OPS_DEVICE void find_center(const KeySegment& s, const Heads<T>& k, int64_t key_head, int64_t D, float* partial) {
-  constexpr int SLOTS = SUM_THREADS / COLUMNS;
-  const int t = device::thread(), lane = t % WARP, slot = t / COLUMNS;
+  constexpr int GROUPS = COLUMNS / 8, KEYS = SUM_THREADS / GROUPS, SIDES = LENGTH / KEYS;
+  static_assert(COLUMNS <= SUM_THREADS && WARP % GROUPS == 0);
+  const int t = device::thread(), warp = t / WARP, group = t % GROUPS;
+  const float share = 1 / float(s.count);
+  int64_t row[SIDES];
+  float numbers[SIDES][8], square[SIDES] = {};
+  CUDA_OPS_UNROLL(SIDES)
+  for (int side = 0; side < SIDES; ++side) {
+    const int j = side * KEYS + t / GROUPS;
+    row[side] = k.offset(s.b, key_head, j < s.count ? s.position[j] : s.position[0], 0);
+  }
+  const auto read = [&](int64_t d0) {
+    CUDA_OPS_UNROLL(SIDES)
+    for (int side = 0; side < SIDES; ++side) read_eight(k, row[side], d0 + group * 8, D, numbers[side]);
+  };
   for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
-    const int64_t d = d0 + t % COLUMNS;
-    float sum = 0;
+    read(d0);
+    float sum[8] = {};
+    CUDA_OPS_UNROLL(SIDES)
+    for (int side = 0; side < SIDES; ++side)
+      CUDA_OPS_UNROLL(8)
+      for (int i = 0; i < 8; ++i) sum[i] += side * KEYS + t / GROUPS < s.count ? numbers[side][i] : 0;
     CUDA_OPS_UNROLL(8)
-    for (int j = slot; j < LENGTH; j += SLOTS) sum += j < s.count && d < D ? k.at(s.b, key_head, s.position[j], d) : 0;
-    partial[t] = sum;
+    for (int i = 0; i < 8; ++i) {
+      for (int lanes = GROUPS; lanes < WARP; lanes *= 2) sum[i] += device::shuffle_xor(sum[i], lanes);
+    }
+    if (t % WARP < GROUPS) {
+      CUDA_OPS_UNROLL(8)
+      for (int i = 0; i < 8; ++i) partial[warp * COLUMNS + group * 8 + i] = sum[i];
+    }
     device::barrier();
-    if (slot == 0 && d < D) {
-      for (int other = 1; other < SLOTS; ++other) sum += partial[other * COLUMNS + t];
-      s.center[d] = sum / float(s.count);
+    if (t < COLUMNS && d0 + t < D) {
+      float all = 0;
+      CUDA_OPS_UNROLL(SUM_THREADS / WARP)
+      for (int other = 0; other < SUM_THREADS / WARP; ++other) all += partial[other * COLUMNS + t];
+      s.center[d0 + t] = all * share;
     }
     device::barrier();
   }
-  for (int j = t / WARP; j < s.count; j += SUM_THREADS / WARP) {
-    float square = 0;
-    for (int64_t d = lane; d < D; d += WARP) {
-      const float difference = k.at(s.b, key_head, s.position[j], d) - s.center[d];
-      square = device::fma(difference, difference, square);
+  for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
+    if (D > COLUMNS) read(d0);
+    CUDA_OPS_UNROLL(8)
+    for (int i = 0; i < 8; ++i) {
+      const int64_t d = d0 + group * 8 + i;
+      CUDA_OPS_UNROLL(SIDES)
+      for (int side = 0; side < SIDES; ++side) {
+        const float difference = d < D ? numbers[side][i] - s.center[d] : 0;
+        square[side] = device::fma(difference, difference, square[side]);
+      }
     }
-    square = warp_sum(square);
-    if (lane == 0) s.away[j] = square;
   }
+  CUDA_OPS_UNROLL(SIDES)
+  for (int side = 0; side < SIDES; ++side) {
+    for (int lanes = 1; lanes < GROUPS; lanes *= 2) square[side] += device::shuffle_xor(square[side], lanes);
+    if (group == 0) s.away[side * KEYS + t / GROUPS] = square[side];
+  }
+}
+
+// Whether the keys number `lane` and WARP + lane of a segment are on a list of K top keys: a long one is searched, of a short one each key is looked up.
+constexpr int SHORT_LIST = 256;
+CUDA_OPS_DEVICE void find_listed(const KeySegment& s, const int32_t* list, int64_t K, bool (&listed)[2]) {
+  const int lane = device::thread() % WARP;
+  if (K > SHORT_LIST) {
+    CUDA_OPS_UNROLL(2)
+    for (int side = 0; side < 2; ++side) listed[side] = side * WARP + lane < s.count && holds(list, K, s.position[side * WARP + lane]);
+    return;
+  }
+  int32_t found[2] = {};
+  for (int slot = lane; slot - lane < K; slot += WARP) {
+    const int32_t key = slot < K ? list[slot] : -1;
+    int j = 0;
+    CUDA_OPS_UNROLL(6)
+    for (int step = LENGTH / 2; step; step /= 2) j += s.position[j + step - 1] < key ? step : 0;
+    const int32_t bit = key >= 0 && s.position[j] == key ? int32_t(1u << j % WARP) : 0;
+    found[0] |= j < WARP ? bit : 0;
+    found[1] |= j < WARP ? 0 : bit;
+  }
+  for (int lanes = 1; lanes < WARP; lanes *= 2) {
+    found[0] |= device::shuffle_xor(found[0], lanes);
+    found[1] |= device::shuffle_xor(found[1], lanes);
+  }
+  CUDA_OPS_UNROLL(2)
+  for (int side = 0; side < 2; ++side) listed[side] = uint32_t(found[side]) >> lane & 1;
 }
 
 // Weights of the keys for CLUSTERS query clusters from c0 on, relative to the largest score of each, 0 for top keys; writes largest score and sum.
@@ -54,13 +128,19 @@ CUDA_OPS_DEVICE void weigh_keys(const KeySegment& s, const float* scores, const 
   for (int r = device::thread() / WARP; r < CLUSTERS; r += SUM_THREADS / WARP) {
     const int64_t c = c0 + r, row = s.head * C + c;
     float score[2], largest = -infinity();
-    bool counts[2];
+    bool counts[2], listed[2] = {};
     int keys = 0;
     CUDA_OPS_UNROLL(2)
     for (int side = 0; side < 2; ++side) {
       const int j = side * WARP + lane;
-      counts[side] = c < C_row && j < s.count && !holds(top_keys + row * K, K, s.position[j]);
-      score[side] = counts[side] ? scores[row * N + s.position[j]] : -infinity();
+      counts[side] = c < C_row && j < s.count;
+      score[side] = counts[side] ? scores[row * N + s.position[j]] : 0;
+    }
+    if (c < C_row) find_listed(s, top_keys + row * K, K, listed);
+    CUDA_OPS_UNROLL(2)
+    for (int side = 0; side < 2; ++side) {
+      counts[side] = counts[side] && !listed[side];
+      score[side] = counts[side] ? score[side] : -infinity();
       largest = larger(score[side], largest);
       keys += device::ones(device::ballot(counts[side]));
     }
@@ -110,7 +190,7 @@ CUDA_OPS_KERNEL sum_segment(const float* scores, Heads<T> k, Heads<T> v, Tokens 
   CUDA_OPS_SHARED(bfloat16, rows, DATA_PARTS<T> * LENGTH * ROW_STRIDE);
   CUDA_OPS_SHARED(float, sums, CLUSTERS);
   CUDA_OPS_SHARED(float, squares, CLUSTERS);
-  CUDA_OPS_SHARED(float, partial, SUM_THREADS);
+  CUDA_OPS_SHARED(float, partial, SUM_THREADS / WARP * COLUMNS);
   const int64_t head = device::block() / segments, b = head / shape.H, h = head % shape.H, D = shape.D, N = tokens.N, n = count_of(tokens, b);
   const Step step = step_of(budgets, n);
   const int64_t listed = (b * shape.H + h) / copies, segment = device::block() % segments, key_head = h / shape.group;
@@ -119,8 +199,8 @@ CUDA_OPS_KERNEL sum_segment(const float* scores, Heads<T> k, Heads<T> v, Tokens 
   if (own.cluster < 0) return;
   const int t = device::thread();
   const int64_t begin = first[own.cluster] + own.rank;
-  const KeySegment s{b, h, head, smaller(int64_t(LENGTH), first[own.cluster + 1] - begin), position, center, away, weights, sums, squares};
-  for (int j = t; j < s.count; j += SUM_THREADS) position[j] = int32_t(position_of(tokens, b, groups.order[listed * N + begin + j]));
+  const KeySegment s{b, h, head, int(smaller(int64_t(LENGTH), first[own.cluster + 1] - begin)), position, center, away, weights, sums, squares};
+  for (int j = t; j < LENGTH; j += SUM_THREADS) position[j] = j < s.count ? int32_t(position_of(tokens, b, groups.order[listed * N + begin + j])) : INT32_MAX;
   device::barrier();
   find_center(s, k, key_head, D, partial);
   device::barrier();
@@ -139,16 +219,22 @@ CUDA_OPS_KERNEL sum_segment(const float* scores, Heads<T> k, Heads<T> v, Tokens 
         sum.template add<T, LENGTH, LENGTH>(weights, 0, rows, s.count);
         float square[2] = {};
         CUDA_OPS_UNROLL(2)
-        for (int n8 = 0; n8 < 2; ++n8)
-          CUDA_OPS_UNROLL(4)
-          for (int i = 0; i < 4; ++i) {
-            const int r = RowSums::cluster(i);
-            const int64_t d = d0 + RowSums::column(n8, i);
-            const float mean = sums[r] == 0 ? 0 : sum.at(n8, i) / sums[r];
-            if (d < D && c0 + r < step.clusters) part_sums[(c0 + r) * 2 * D + values * D + d] = mean;
-            const float difference = !values && d < D ? mean - center[d] : 0;
-            square[i / 2] = device::fma(difference, difference, square[i / 2]);
-          }
+        for (int side = 0; side < 2; ++side) {
+          const int r = RowSums::cluster(2 * side);
+          const bool here = c0 + r < step.clusters, some = sums[r] != 0;
+          const float share = 1 / sums[r];
+          float* to = part_sums + (c0 + r) * 2 * D + values * D;
+          CUDA_OPS_UNROLL(2)
+          for (int n8 = 0; n8 < 2; ++n8)
+            CUDA_OPS_UNROLL(2)
+            for (int i = 0; i < 2; ++i) {
+              const int64_t d = d0 + RowSums::column(n8, i);
+              const float mean = some ? sum.at(n8, 2 * side + i) * share : 0;
+              if (d < D && here) to[d] = mean;
+              const float difference = !values && d < D ? mean - center[d] : 0;
+              square[side] = device::fma(difference, difference, square[side]);
+            }
+        }
         if (!values) add_columns(square, partial);
         device::barrier();
         for (int other = 0; other < SLICES && !values && t < CLUSTERS; ++other) distance += partial[t * SLICES + other];
@@ -162,11 +248,53 @@ CUDA_OPS_KERNEL sum_segment(const float* scores, Heads<T> k, Heads<T> v, Tokens 
   }
 }
 
-// Blocks are (batch row, head, key cluster, CELL_CLUSTERS query clusters): every warp adds the segments of one cell up after another, in their order.
-constexpr int CELL_THREADS = 128, CELL_CLUSTERS = 16;
-CUDA_OPS_KERNEL sum_cells(Tokens tokens, Shape shape, cuda_ops::Groups groups, int64_t copies, Budgets budgets, int64_t segments, const float* part_sums,
-                          const float* part_masses, cuda_ops::Cells cells) {
-  CUDA_OPS_SHARED(int32_t, counters, CELL_THREADS / WARP);
+constexpr int CELL_THREADS = 256, CELL_CLUSTERS = CELL_THREADS / WARP, AT_ONCE = 8;
+constexpr int64_t FIELDS = 3;  // of a part's mass: largest score, sum of weights, spread
+
+template <int WIDTH>
+struct alignas(WIDTH * sizeof(float)) Numbers {
+  float at[WIDTH] = {};
+};
+
+// The parts of a cell, one for each segment of its key cluster.
+struct CellParts {
+  const float *sums, *masses;
+  int count;
+  int64_t sums_stride, masses_stride;
+  float largest = -infinity(), total = 0;
+
+  CUDA_OPS_DEVICE const float* mass(int s) const { return masses + s * masses_stride; }
+  // A segment without a key for this cluster has no mass, whatever the others' largest score is.
+  CUDA_OPS_DEVICE float mass_of(int s) const { return s >= count || mass(s)[1] == 0 ? 0 : mass(s)[1] * device::exponential(mass(s)[0] - largest); }
+  CUDA_OPS_DEVICE void find_total(int lane) {
+    for (int s = lane; s < count; s += WARP)
+      if (mass(s)[1] > 0 || mass(s)[1] != mass(s)[1]) largest = larger(mass(s)[0], largest);
+    largest = warp_largest(largest);
+    for (int s = lane; s < count; s += WARP) total += mass_of(s);
+    total = warp_sum(total);
+  }
+  // add(numbers of a segment from `column` on, its share of the mass), in order; several rows are on their way at once.
+  template <int WIDTH, class Add>
+  CUDA_OPS_DEVICE void each_share(int lane, int64_t column, bool here, const Add& add) const {
+    for (int s0 = 0; s0 < count; s0 += WARP) {
+      const float share = mass_of(s0 + lane) / total;
+      for (int i = 0; i < WARP && s0 + i < count; i += AT_ONCE) {
+        Numbers<WIDTH> row[AT_ONCE];
+        CUDA_OPS_UNROLL(AT_ONCE)
+        for (int r = 0; r < AT_ONCE; ++r)
+          if (here && s0 + i + r < count) row[r] = *reinterpret_cast<const Numbers<WIDTH>*>(sums + (s0 + i + r) * sums_stride + column);
+        CUDA_OPS_UNROLL(AT_ONCE)
+        for (int r = 0; r < AT_ONCE; ++r) add(row[r], device::shuffle(share, i + r));
+      }
+    }
+  }
+};
+
+// Blocks are (batch row, head, key cluster, CELL_CLUSTERS query clusters): a warp adds the segments of its cell up in their order, WIDTH columns a lane.
+template <int WIDTH>
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(CELL_THREADS) sum_cells(Tokens tokens, Shape shape, cuda_ops::Groups groups, int64_t copies, Budgets budgets, int64_t segments,
+                                                       const float* part_sums, const float* part_masses, cuda_ops::Cells cells) {
+  CUDA_OPS_SHARED(int32_t, counters, CELL_CLUSTERS);
   const int64_t D = shape.D, C = budgets.C, sides = (C + CELL_CLUSTERS - 1) / CELL_CLUSTERS, task = device::block() / sides;
   const int64_t head = task / budgets.M, m = task % budgets.M, b = head / shape.H, c0 = device::block() % sides * CELL_CLUSTERS;
   const Step step = step_of(budgets, count_of(tokens, b));
@@ -176,54 +304,39 @@ CUDA_OPS_KERNEL sum_cells(Tokens tokens, Shape shape, cuda_ops::Groups groups, i
   int32_t earlier = 0, begin;
   for (int64_t other = t; other < m; other += CELL_THREADS) earlier += segments_of(first[other + 1] - first[other], LENGTH);
   sum_before(earlier, counters, begin);
-  const int64_t count = segments_of(first[m + 1] - first[m], LENGTH), next = smaller(c0 + CELL_CLUSTERS, int64_t(step.clusters));
-  for (int64_t c = c0 + t / WARP; c < next; c += CELL_THREADS / WARP) {
-    const int64_t cell = (head * C + c) * budgets.M + m, stride = C * 2 * D;
-    const float* sums = part_sums + ((head * segments + begin) * C + c) * 2 * D;
-    const float* masses = part_masses + ((head * segments + begin) * C + c) * 3;
-    float largest = -infinity(), total = 0;
-    for (int64_t s = lane; s < count; s += WARP) {
-      const float* mass = masses + s * C * 3;
-      if (mass[1] > 0 || mass[1] != mass[1]) largest = larger(mass[0], largest);
-    }
-    largest = warp_largest(largest);
-    // A segment without a key for this cluster has no mass, whatever the others' largest score is.
-    const auto mass_of = [&](int64_t s) {
-      const float* mass = masses + s * C * 3;
-      return s >= count || mass[1] == 0 ? 0 : mass[1] * device::exponential(mass[0] - largest);
-    };
-    for (int64_t s = lane; s < count; s += WARP) total += mass_of(s);
-    total = warp_sum(total);
-    const bool empty = total == 0;
-    const int64_t used = empty ? 0 : count;
-    // add(segment, its share of the mass), in order
-    const auto each_share = [&](const auto& add) {
-      for (int64_t s0 = 0; s0 < used; s0 += WARP) {
-        const float share = mass_of(s0 + lane) / total;
-        const int last = int(smaller(int64_t(WARP), used - s0));
-        CUDA_OPS_UNROLL(4)
-        for (int i = 0; i < last; ++i) add(s0 + i, device::shuffle(share, i));
-      }
-    };
-    float spread = 0, squares = 0;
-    for (int64_t d0 = 0; d0 < 2 * D; d0 += WARP) {
-      const int64_t column = d0 + lane;
-      const bool here = column < 2 * D;
-      float mean = 0;
-      each_share([&](int64_t s, float share) { mean = device::fma(share, here ? sums[s * stride + column] : 0, mean); });
-      if (here) (column < D ? cells.keys[cell * D + column] : cells.values[cell * D + column - D]) = mean;
-      if (d0 >= D || count == 1) continue;
-      each_share([&](int64_t s, float share) {
-        const float away = column < D ? sums[s * stride + column] - mean : 0;
+  const int64_t c = c0 + t / WARP, part = (head * segments + begin) * C + c;
+  if (c >= step.clusters) return;  // no barrier follows
+  CellParts parts{part_sums + part * 2 * D, part_masses + part * FIELDS, segments_of(first[m + 1] - first[m], LENGTH), C * 2 * D, C * FIELDS};
+  parts.find_total(lane);
+  const bool empty = parts.total == 0;
+  if (empty) parts.count = 0;
+  const int64_t cell = (head * C + c) * budgets.M + m;
+  float spread = 0, squares = 0;
+  for (int64_t d0 = 0; d0 < 2 * D; d0 += WARP * WIDTH) {
+    const int64_t column = d0 + lane * WIDTH;
+    const bool here = column < 2 * D;
+    Numbers<WIDTH> mean;
+    parts.template each_share<WIDTH>(lane, column, here, [&](const Numbers<WIDTH>& row, float share) {
+      CUDA_OPS_UNROLL(WIDTH)
+      for (int i = 0; i < WIDTH; ++i) mean.at[i] = device::fma(share, row.at[i], mean.at[i]);
+    });
+    CUDA_OPS_UNROLL(WIDTH)
+    for (int i = 0; i < WIDTH; ++i)
+      if (here) (column + i < D ? cells.keys[cell * D + column + i] : cells.values[cell * D + column + i - D]) = mean.at[i];
+    if (d0 >= D || parts.count == 1) continue;
+    parts.template each_share<WIDTH>(lane, column, column < D, [&](const Numbers<WIDTH>& row, float share) {
+      CUDA_OPS_UNROLL(WIDTH)
+      for (int i = 0; i < WIDTH; ++i) {
+        const float away = column + i < D ? row.at[i] - mean.at[i] : 0;
         squares = device::fma(share * away, away, squares);
-      });
-    }
-    each_share([&](int64_t s, float share) { spread = device::fma(share, masses[s * C * 3 + 2], spread); });
-    spread += warp_sum(squares) / float(D);
-    if (lane == 0) {
-      cells.log_mass[cell] = empty ? -infinity() : largest + device::logarithm(total);
-      cells.spread[cell] = empty ? 0 : spread;
-    }
+      }
+    });
+  }
+  for (int s = lane; s < parts.count; s += WARP) spread = device::fma(parts.mass_of(s) / parts.total, parts.mass(s)[2], spread);
+  spread = warp_sum(spread) + warp_sum(squares) / float(D);
+  if (lane == 0) {
+    cells.log_mass[cell] = empty ? -infinity() : parts.largest + device::logarithm(parts.total);
+    cells.spread[cell] = empty ? 0 : spread;
   }
 }
 
@@ -244,7 +357,9 @@ void tail(const float* scores, const Vectors& k, const Vectors& v, const Tokens&
                     part_sums, part_masses);
   });
   const int64_t blocks = heads * budgets.M * ((budgets.C + CELL_CLUSTERS - 1) / CELL_CLUSTERS);
-  if (blocks) CUDA_OPS_LAUNCH(sum_cells, blocks, CELL_THREADS, stream, tokens, shape, groups, copies, budgets, segments, part_sums, part_masses, cells);
+  if (!blocks) return;
+  const auto kernel = shape.D % 2 == 0 ? sum_cells<4> : sum_cells<1>;  // rows of 2 D numbers at multiples of 16 bytes, or not
+  CUDA_OPS_LAUNCH(kernel, blocks, CELL_THREADS, stream, tokens, shape, groups, copies, budgets, segments, part_sums, part_masses, cells);
 }
 
 }  // namespace cuda_ops::launch
