@@ -22,7 +22,7 @@ CUDA_OPS_KERNEL sum_part(const float* scores, Heads<T> v, Tokens tokens, Shape s
   if (count <= 0) return;
   const int64_t C_row = step_of(budgets, n).clusters;
   const int t = device::thread(), lane = t % WARP;
-  for (int j = t; j < count; j += THREADS) position[j] = int32_t(position_of(tokens, b, first + j));
+  for (int j = t; j < LENGTH; j += THREADS) position[j] = j < count ? int32_t(position_of(tokens, b, first + j)) : INT32_MAX;
   device::barrier();
   part_sums += device::block() * C * D;
   part_masses += device::block() * C * 3;
@@ -36,12 +36,14 @@ CUDA_OPS_KERNEL sum_part(const float* scores, Heads<T> v, Tokens tokens, Shape s
         score[side] = c < C_row && j < count ? scores[row * N + position[j]] : -infinity();
         largest = larger(score[side], largest);
       }
+      bool listed[SIDES] = {};
+      if (c < C_row) find_listed<LENGTH>(top_keys + row * K, K, position, count, listed);
       largest = warp_largest(largest);
       float sum = 0, top = 0;
       CUDA_OPS_UNROLL(SIDES)
       for (int side = 0; side < SIDES; ++side) {
         const int j = side * WARP + lane;
-        const bool here = c < C_row && j < count, on_top = here && holds(top_keys + row * K, K, position[j]);
+        const bool here = c < C_row && j < count, on_top = here && listed[side];
         const float weight = here ? device::exponential(score[side] - largest) : 0;
         sum += weight;
         top += on_top ? weight : 0;

@@ -94,33 +94,6 @@ CUDA_OPS_DEVICE void find_center(const KeySegment& s, const Heads<T>& k, int64_t
   }
 }
 
-// Whether the keys number `lane` and WARP + lane of a segment are on a list of K top keys: a long one is searched, of a short one each key is looked up.
-constexpr int SHORT_LIST = 256;
-CUDA_OPS_DEVICE void find_listed(const KeySegment& s, const int32_t* list, int64_t K, bool (&listed)[2]) {
-  const int lane = device::thread() % WARP;
-  if (K > SHORT_LIST) {
-    CUDA_OPS_UNROLL(2)
-    for (int side = 0; side < 2; ++side) listed[side] = side * WARP + lane < s.count && holds(list, K, s.position[side * WARP + lane]);
-    return;
-  }
-  int32_t found[2] = {};
-  for (int slot = lane; slot - lane < K; slot += WARP) {
-    const int32_t key = slot < K ? list[slot] : -1;
-    int j = 0;
-    CUDA_OPS_UNROLL(6)
-    for (int step = LENGTH / 2; step; step /= 2) j += s.position[j + step - 1] < key ? step : 0;
-    const int32_t bit = key >= 0 && s.position[j] == key ? int32_t(1u << j % WARP) : 0;
-    found[0] |= j < WARP ? bit : 0;
-    found[1] |= j < WARP ? 0 : bit;
-  }
-  for (int lanes = 1; lanes < WARP; lanes *= 2) {
-    found[0] |= device::shuffle_xor(found[0], lanes);
-    found[1] |= device::shuffle_xor(found[1], lanes);
-  }
-  CUDA_OPS_UNROLL(2)
-  for (int side = 0; side < 2; ++side) listed[side] = uint32_t(found[side]) >> lane & 1;
-}
-
 // Weights of the keys for CLUSTERS query clusters from c0 on, relative to the largest score of each, 0 for top keys; writes largest score and sum.
 CUDA_OPS_DEVICE void weigh_keys(const KeySegment& s, const float* scores, const int32_t* top_keys, int64_t c0, int64_t C_row, int64_t C, int64_t K, int64_t N,
                                 float* masses) {
@@ -136,7 +109,7 @@ CUDA_OPS_DEVICE void weigh_keys(const KeySegment& s, const float* scores, const 
       counts[side] = c < C_row && j < s.count;
       score[side] = counts[side] ? scores[row * N + s.position[j]] : 0;
     }
-    if (c < C_row) find_listed(s, top_keys + row * K, K, listed);
+    if (c < C_row) find_listed<LENGTH>(top_keys + row * K, K, s.position, s.count, listed);
     CUDA_OPS_UNROLL(2)
     for (int side = 0; side < 2; ++side) {
       counts[side] = counts[side] && !listed[side];
