@@ -2,8 +2,8 @@
 // collectives, in the order that the test asks for. Blocks run one after another, each with its shared memory filled with 0xFF; those that
 // are launched together take turns.
 //
-// What it reports, and ends the process with: a thread that leaves before a barrier or a collective that others wait at, threads of a block at different
-// barriers, more shared memory than 48 KB, more threads than 1024 or half a warp. What it cannot see: races between blocks, bank conflicts, speed.
+// What it reports, and ends the process with: a thread that leaves before a barrier or a collective that others wait at, or before its copies have come, threads of a
+// block at different barriers, more shared memory than 48 KB, more threads than 1024 or half a warp. What it cannot see: races between blocks, bank conflicts, speed.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -32,6 +32,7 @@
 #define CUDA_OPS_BLOCKS_AT_ONCE(kernel, threads) host_cuda::blocks_at_once
 #define CUDA_OPS_UNROLL(times)
 #define CUDA_OPS_BLOCK(threads)
+#define CUDA_OPS_BLOCKS(threads, blocks)
 // The bare words are errors: a kernel that uses them would compile here to something else than there.
 #define __shared__ use CUDA_OPS_SHARED
 #define __syncthreads use device::barrier
@@ -82,6 +83,12 @@ struct Thread {
   sanitizers::Place place;
 };
 
+// From global to shared memory, on its way.
+struct Copy {
+  void* to;
+  const void* from;
+};
+
 struct Fiber : Thread {
   char* stack = nullptr;
   State state = State::ready;
@@ -94,6 +101,7 @@ struct Fiber : Thread {
   uint32_t from_all[32];   // what the lanes gave
   uint32_t words[10];      // what a collective of matrices takes and gives
   void (*work)(Fiber* lanes) = nullptr;  // what the last lane to arrive does there for all of them
+  std::vector<Copy> copies;              // that it has not waited for
 };
 
 struct Site {
@@ -254,6 +262,19 @@ inline void load(uint32_t (&to)[4], const void* row, int line) {
   std::memcpy(to, compute(load_fragments<transposed>, to, 4, line), sizeof to);
 }
 
+// Copies of 16 bytes happen as late as they may, and spoil at once what they will replace: who reads before the wait, or has not read yet, finds 0xFF.
+inline void send(void* to, const void* from, int line) {
+  const char* first = static_cast<const char*>(to);
+  if (uintptr_t(to) % 16 || uintptr_t(from) % 16 || first < pool || first + 16 > pool + now->used)
+    fail("a copy is of 16 bytes to shared memory, at multiples of 16", "", line);
+  std::memset(to, 0xff, 16);
+  fibers[size_t(current)].copies.push_back({to, from});
+}
+inline void receive() {
+  for (const Copy& copy : fibers[size_t(current)].copies) std::memcpy(copy.to, copy.from, 16);
+  fibers[size_t(current)].copies.clear();
+}
+
 // Of the collectives only this one orders what the lanes write and read in memory.
 inline void warp_barrier(int line) {
   Fiber& self = fibers[size_t(current)];
@@ -268,6 +289,7 @@ inline void run_fiber() {
   sanitizers::acquire(&launched);
   sanitizers::acquire(&meetings->end);
   (*body)();
+  if (!fibers[size_t(current)].copies.empty()) fail("a thread left before its copies had come");
   fibers[size_t(current)].state = State::done;
   sanitizers::release(&meetings->end);
   change(fibers[size_t(current)], scheduler, true);
@@ -530,5 +552,13 @@ inline float float_of_float16(uint16_t bits) {
   return float_of(sign | (exponent + 112) << 23 | fraction << 13);
 }
 inline float exponential(float x) { return std::exp(x); }
+inline float power_of_two(float x) {
+  const float power = std::exp2(x);
+  return power < 0x1p-126f ? 0 : power;
+}
+inline float larger_number(float x, float y) { return std::fmax(x, y); }
+inline void copy_sixteen(void* shared, const void* global, int line = __builtin_LINE()) { host_cuda::send(shared, global, line); }
+inline void wait_for_copies() { host_cuda::receive(); }
+inline void forget(uint32_t&) {}
 inline float logarithm(float x) { return std::log(x); }
 }  // namespace device

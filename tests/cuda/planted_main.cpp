@@ -235,19 +235,46 @@ void run() {
   wrote_gradients();
 }
 
-// Rows that lie at multiples of 16 bytes.
+float* normals(int64_t count) {
+  float* x = memory<float>(count);
+  for (int64_t i = 0; i < count; ++i) x[i] = normal();
+  return x;
+}
+
+// Rows that lie at multiples of 16 bytes; more cells and neighbours than are attended to at a time; rows of which one number is left out.
 template <class T>
 void run_aligned() {
-  constexpr int64_t SIZE = 72;
+  constexpr int64_t SIZE = 72, CELLS = 40, BAND = 6, cells = B * H * C * CELLS;
+  const Shape shape{B, H, N, SIZE, 1};
+  const Budgets budgets{C, K, CELLS, 1, {{0, C, K, CELLS, SAMPLE}}};
   const Rows rows = list_rows(N, 4);
   const Vectors q = random_vectors<T>(H, rows.mask, N, SIZE), k = random_vectors<T>(H, rows.mask, N, SIZE), out = random_vectors<T>(H, rows.mask, N, SIZE);
   int32_t* ignored;
   float *means = memory<float>(B * H * C * SIZE), *query_mass = memory<float>(B * H * N);
-  launch::group_mean(q, rows.tokens, group(rows, C, &ignored), B, H, SIZE, C, SCALE, means, nullptr);
+  const Groups groups = group(rows, C, &ignored);
+  launch::group_mean(q, rows.tokens, groups, B, H, SIZE, C, SCALE, means, nullptr);
   wrote("group_mean", means, B * H * C * SIZE);
-  launch::full_attention(q, k, k, rows.tokens, {B, H, N, SIZE, 1}, SCALE, out, query_mass, nullptr);
-  launch::clear_padding(rows.tokens, {B, H, N, SIZE, 1}, out, query_mass, nullptr);
+  launch::full_attention(q, k, k, rows.tokens, shape, SCALE, out, query_mass, nullptr);
+  launch::clear_padding(rows.tokens, shape, out, query_mass, nullptr);
   wrote("full_attention", static_cast<const T*>(out.base), B * H * N * SIZE);
+  launch::full_attention(q, k, k, rows.tokens, {B, H, N, SIZE - 1, 1}, SCALE, out, query_mass, nullptr);
+  wrote("full_attention", static_cast<const T*>(out.base), B * H * N * SIZE);
+
+  int32_t *key_clusters, *top = memory<int32_t>(B * H * C * K);
+  const float* scores = normals(B * H * C * N);
+  launch::top_keys(scores, rows.tokens, B, H, budgets, top, nullptr);
+  const int64_t parts = launch::centroid_attention_parts(N);
+  float *rest = memory<float>(B * H * C * SIZE), *top_mass = memory<float>(B * H * C), *log_mass = memory<float>(B * H * C);
+  launch::centroid_attention(scores, k, rows.tokens, shape, top, budgets, memory<float>(B * H * parts * C * SIZE), memory<float>(B * H * parts * C * 3), rest, top_mass,
+                             log_mass, nullptr);
+  wrote("centroid_attention", rest, B * H * C * SIZE);
+  launch::exact_attention(q, k, k, rows.tokens, shape, groups, top, top_mass, budgets, SCALE, {rest, log_mass, query_mass}, out, nullptr);
+  wrote("exact_attention", static_cast<const T*>(out.base), B * H * N * SIZE);
+  group(rows, CELLS, &key_clusters);
+  const Cells tail{normals(cells), normals(cells), normals(cells * SIZE), normals(cells * SIZE)};
+  launch::refined_attention(q, k, k, rows.tokens, shape, groups, {means, scores, tail, key_clusters, top, BAND, SCALE}, budgets, out, query_mass, nullptr);
+  wrote("refined_attention", static_cast<const T*>(out.base), B * H * N * SIZE);
+  wrote("refined_mass", query_mass, B * H * N);
 }
 
 // Hashed K-means by several blocks for a head: clusters whose counters every block has, whose counters fit in shared memory, and more.

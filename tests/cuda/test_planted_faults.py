@@ -9,6 +9,8 @@ import host_program
 import pytest
 
 BARRIER = "device::barrier();"
+WAIT = "device::wait_for_copies();"
+MATRICES = '#include "attend_matrix.h"'  # of the faulty one
 AT_ONCE = "threads of a block are at different barriers"
 
 
@@ -42,6 +44,11 @@ def test_every_order_gives_the_same_bits(results: str) -> None:
         *[("cluster_codes.cu", [("cluster_codes.cu", BARRIER, "", which)], "") for which in (0, 1)],
         *[("top_keys.cu", [("top_keys.cu", BARRIER, "", which)], "") for which in (0, 1, 2)],
         ("groups.cu", [("scan.h", BARRIER, "", 0)], ""),
+        # copies that are read while they are on their way: a block's queries, and its keys
+        *[
+            ("full_attention.cu", [("attend.h", MATRICES, MATRICES, 0), ("attend_matrix.h", WAIT, "", which)], message)
+            for which, message in ((0, ""), (1, "a thread left before its copies had come"))
+        ],
         # an order that decides: places given out as threads come
         (
             "groups.cu",

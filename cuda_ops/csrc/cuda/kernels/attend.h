@@ -4,11 +4,9 @@
 // result. Keys are taken in their order, so the bits of a row depend on its keys alone, not on the rows beside it.
 //
 // An Attention is used as
-//   Attention attention(memory);  attention.start(queries);  attention.add(queries, keys) …;  attention.publish();  attention.add_own(…) …;  attention.each(…);
+//   Attention attention(memory);  attention.start(queries);  attention.add(queries, keys) …;  attention.close();  attention.each_total(…);  attention.each_row(…);
 // by all threads of the block, with a barrier of its own wherever it shares memory.
 #pragma once
-#include <type_traits>
-
 #include "attend_matrix.h"
 #include "attend_vector.h"
 
@@ -16,7 +14,9 @@ namespace {
 
 // 16-bit numbers go to the tensor cores, as far as a head's fit into shared memory.
 template <class T, int SIZE>
-using AttentionOf = std::conditional_t<std::is_same_v<T, float> || (SIZE > 128), VectorAttention<(SIZE + COLUMNS - 1) / COLUMNS>, MatrixAttention<T, SIZE>>;
+constexpr bool ON_TENSOR_CORES = !std::is_same_v<T, float> && SIZE <= 128;
+template <class T, int SIZE>
+using AttentionOf = std::conditional_t<ON_TENSOR_CORES<T, SIZE>, MatrixAttention<T, SIZE>, VectorAttention<(SIZE + COLUMNS - 1) / COLUMNS>>;
 
 // Calls run with a number that D is at most, as a type.
 template <class Run>

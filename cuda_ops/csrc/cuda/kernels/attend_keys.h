@@ -1,5 +1,7 @@
-// What attention takes: the queries of a block, and keys and values of a head.
+// What attention takes and gives: the queries of a block, keys and values of a head, rows of the output.
 #pragma once
+#include <type_traits>
+
 #include "vectors.h"
 
 namespace {
@@ -8,20 +10,6 @@ constexpr int KEYS = 64;  // of a tile
 
 struct alignas(16) Quad {
   float at[4];
-};
-
-// The running softmax of the queries of a block, in shared memory: the largest logit so far, the sum of numerators relative to it, and what sums so far have to be
-// multiplied by.
-struct Running {
-  float *largest, *total, *factor;
-
-  // Takes the logits of a row in, whose largest is `most` and whose numerators relative to the larger of both add up to `sum`.
-  CUDA_OPS_DEVICE void take(int r, float most, float sum) const {
-    const float before = largest[r], shrink = before == -infinity() ? 0 : device::exponential(before - most);
-    factor[r] = shrink;
-    total[r] = device::fma(total[r], shrink, sum);
-    largest[r] = most;
-  }
 };
 
 // A numerator; 0 for no key. Without a single logit above -inf there is nothing to be relative to.
@@ -47,6 +35,16 @@ CUDA_OPS_DEVICE void copy_eight(const Heads<T>& x, int64_t offset, bool here, in
   for (int i = 0; i < 8; ++i) to[i] = here && d + i < D ? x.base[offset + (d + i) * x.element] : T{};
 }
 
+// The same for the row that starts at `row`, none for zeros; it is there after device::wait_for_copies().
+template <class T>
+CUDA_OPS_DEVICE void send_eight(const Heads<T>& x, const T* row, int d, int D, T* to) {
+  if (row && d + 8 <= D && x.eights) {
+    device::copy_sixteen(to, row + d);
+    return;
+  }
+  for (int i = 0; i < 8; ++i) to[i] = row && d + i < D ? row[(d + i) * x.element] : T{};
+}
+
 // Keys and values at listed token positions.
 template <class T>
 struct ListedKeys {
@@ -57,18 +55,23 @@ struct ListedKeys {
   CUDA_OPS_DEVICE int64_t position(int64_t j) const { return list ? list[j] : position_of(tokens, b, j); }
   CUDA_OPS_DEVICE float key(int64_t j, int64_t d) const { return k.at(b, h, position(j), d); }
   CUDA_OPS_DEVICE float value(int64_t j, int64_t d) const { return v.at(b, h, position(j), d); }
-  // A key is the sum of so many 16-bit parts. Eight numbers of one, or of a value; 0 where there is none.
-  static constexpr int PARTS = 1;
-  CUDA_OPS_DEVICE void copy_key(int64_t j, int64_t d, int, T* to) const { copy(k, j, d, to); }
-  CUDA_OPS_DEVICE void copy_value(int64_t j, int64_t d, T* to) const { copy(v, j, d, to); }
   CUDA_OPS_DEVICE void prepare(int64_t) const {}
-  CUDA_OPS_DEVICE float logit(float product, int64_t, int64_t) const { return product; }
+  CUDA_OPS_DEVICE float logit(float product, int, int) const { return product; }
 
- private:
-  CUDA_OPS_DEVICE void copy(const Heads<T>& x, int64_t j, int64_t d, T* to) const {
-    const bool here = j < count;
-    copy_eight(x, x.offset(b, h, here ? position(j) : 0, 0), here, d, D, to);
+  // For the tensor cores: a key is one 16-bit number in each place.
+  static constexpr int PARTS = 1;
+  // Keys and values from j0 on to two tiles of `rows` rows, zeros where there is none.
+  template <int SIZE, int STRIDE>
+  CUDA_OPS_DEVICE void load(int64_t j0, int rows, T* to_keys, T* to_values) const {
+    const int64_t key_head = b * k.batch + h * k.head, value_head = b * v.batch + h * v.head;
+    for (int e = device::thread(); e < rows * (SIZE / 8); e += device::threads()) {
+      const int j = e / (SIZE / 8), d = e % (SIZE / 8) * 8;
+      const int64_t token = j0 + j < count ? position(j0 + j) : -1;
+      send_eight(k, token < 0 ? nullptr : k.base + (key_head + token * k.token), d, int(D), to_keys + j * STRIDE + d);
+      send_eight(v, token < 0 ? nullptr : v.base + (value_head + token * v.token), d, int(D), to_values + j * STRIDE + d);
+    }
   }
+  CUDA_OPS_DEVICE void after(int64_t) const {}
 };
 
 // The entries of a list of top keys that name a token: -1 stands behind all of them.
@@ -81,5 +84,70 @@ CUDA_OPS_DEVICE int64_t named_keys(const int32_t* list, int64_t K, int64_t N) {
   }
   return low;
 }
+
+// The output, of the type of the inputs or float32.
+template <class T>
+struct Output {
+  void* base;
+  int64_t batch, head, token, element;
+  bool floats, pairs;  // two neighbours can be written at once
+
+  explicit Output(const cuda_ops::Vectors& x) : base(x.base), batch(x.batch), head(x.head), token(x.token), element(x.element), floats(x.type == cuda_ops::Type::float32) {
+    pairs = !floats && element == 1 && batch % 2 == 0 && head % 2 == 0 && token % 2 == 0 && uintptr_t(base) % 4 == 0;
+  }
+};
+
+// The row of a token.
+template <class T>
+struct OutputRow {
+  void* base;
+  int64_t element;
+  int D;
+  bool floats;
+
+  CUDA_OPS_DEVICE OutputRow(const Output<T>& x, int64_t b, int64_t h, int64_t token, int64_t D)
+      : base(static_cast<char*>(x.base) + (x.floats ? 4 : sizeof(T)) * (b * x.batch + h * x.head + token * x.token)), element(x.element), D(int(D)), floats(x.floats) {}
+  CUDA_OPS_DEVICE void set(int d, float x) const {
+    if (d >= D) return;
+    if (floats) static_cast<float*>(base)[d * element] = x;
+    else narrow(x, static_cast<T*>(base)[d * element]);
+  }
+  CUDA_OPS_DEVICE void set(int d, float x, float y) const {
+    set(d, x);
+    set(d + 1, y);
+  }
+};
+template <class T>
+struct PairRow {
+  uint32_t* base;
+  int D;
+
+  CUDA_OPS_DEVICE PairRow(const Output<T>& x, int64_t b, int64_t h, int64_t token, int64_t D)
+      : base(reinterpret_cast<uint32_t*>(static_cast<T*>(x.base) + (b * x.batch + h * x.head + token * x.token))), D(int(D)) {}
+  CUDA_OPS_DEVICE void set(int d, float x, float y) const {
+    if (d < D) base[d / 2] = pair(x, y, T());
+  }
+};
+
+// Writes the rows of queries at these positions: what from_sums(row, r, sum of numerators) returns gets their columns and sums.
+template <class T, class Attention, class FromSums>
+CUDA_OPS_DEVICE void write_rows(const Attention& attention, const Output<T>& out, const QueryRows<T>& queries, const FromSums& from_sums) {
+  const int64_t b = queries.b, h = queries.h, D = queries.D;
+  if constexpr (Attention::PAIRS) {
+    if (out.pairs && D % 2 == 0) {
+      attention.each_row(queries.count, [&](int r, float total) { return from_sums(PairRow<T>(out, b, h, queries.position[r], D), r, total); });
+      return;
+    }
+  }
+  attention.each_row(queries.count, [&](int r, float total) { return from_sums(OutputRow<T>(out, b, h, queries.position[r], D), r, total); });
+}
+
+// A row of sums of weighted values, over the sum of the weights.
+struct Averages {
+  template <class Row>
+  CUDA_OPS_DEVICE auto operator()(const Row& row, int, float total) const {
+    return [row, share = 1 / total](int d, auto... sums) { row.set(d, sums * share...); };
+  }
+};
 
 }  // namespace

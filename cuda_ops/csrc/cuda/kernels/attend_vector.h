@@ -5,6 +5,20 @@
 
 namespace {
 
+// The running softmax of the queries of a block, in shared memory: the largest logit so far, the sum of numerators relative to it, and what sums so far have to be
+// multiplied by.
+struct Running {
+  float *largest, *total, *factor;
+
+  // Takes the logits of a row in, whose largest is `most` and whose numerators relative to the larger of both add up to `sum`.
+  CUDA_OPS_DEVICE void take(int r, float most, float sum) const {
+    const float before = largest[r], shrink = before == -infinity() ? 0 : device::exponential(before - most);
+    factor[r] = shrink;
+    total[r] = device::fma(total[r], shrink, sum);
+    largest[r] = most;
+  }
+};
+
 constexpr int COLUMNS = 64, STRIDE = COLUMNS + 4;  // rows start at multiples of 16 bytes and spread over the banks
 static_assert(KEYS == COLUMNS, "rows of weights and of vectors have one stride");
 
@@ -12,6 +26,7 @@ template <int PIECES>
 class VectorAttention {
  public:
   static constexpr int THREADS = 256, QUERIES = 32;
+  static constexpr bool PAIRS = false;
 
  private:
   static constexpr int WARPS = THREADS / WARP, OWN = QUERIES / (THREADS / COLUMNS);  // of the output a thread has OWN rows of one column in every piece
@@ -38,7 +53,7 @@ class VectorAttention {
   CUDA_OPS_DEVICE void start(const QueryRows<T>&) {
     device::barrier();
   }
-  CUDA_OPS_DEVICE void publish() {}
+  CUDA_OPS_DEVICE void close() {}
 
   // Adds all keys of a source to what was attended to before.
   template <class T, class Keys>
@@ -89,16 +104,23 @@ class VectorAttention {
       for (int r = 0; r < OWN; ++r) out_[piece][r] *= running_.factor[row(r)];
   }
 
-  // use(row, column, sum) for every sum of this thread.
+  // use(row, largest logit, sum of numerators), by one thread for each row.
   template <class Use>
-  CUDA_OPS_DEVICE void each(int64_t count, int64_t D, const Use& use) {
-    CUDA_OPS_UNROLL(PIECES)
-    for (int piece = 0; piece < PIECES; ++piece)
-      CUDA_OPS_UNROLL(OWN)
-      for (int r = 0; r < OWN; ++r) {
-        const int64_t d = piece * COLUMNS + device::thread() % COLUMNS;
-        if (row(r) < count && d < D) use(row(r), d, out_[piece][r]);
-      }
+  CUDA_OPS_DEVICE void each_total(int64_t count, const Use& use) const {
+    const int r = device::thread();
+    if (r < count) use(r, running_.largest[r], running_.total[r]);
+  }
+
+  // Of each row its part of this thread: what write(row, sum of numerators) returns is called with columns and sums.
+  template <class Write>
+  CUDA_OPS_DEVICE void each_row(int64_t count, const Write& write) const {
+    CUDA_OPS_UNROLL(OWN)
+    for (int r = 0; r < OWN; ++r) {
+      if (row(r) >= count) continue;
+      const auto write_row = write(row(r), running_.total[row(r)]);
+      CUDA_OPS_UNROLL(PIECES)
+      for (int piece = 0; piece < PIECES; ++piece) write_row(piece * COLUMNS + device::thread() % COLUMNS, out_[piece][r]);
+    }
   }
 
  private:

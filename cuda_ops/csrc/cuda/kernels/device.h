@@ -14,6 +14,8 @@
 #define CUDA_OPS_KERNEL static __global__ void
 // CUDA_OPS_KERNEL CUDA_OPS_BLOCK(threads) name(…): the registers do for a block of so many threads.
 #define CUDA_OPS_BLOCK(threads) __launch_bounds__(threads, 1)
+// The same for some such blocks that share a multiprocessor.
+#define CUDA_OPS_BLOCKS(threads, blocks) __launch_bounds__(threads, blocks)
 #define CUDA_OPS_DEVICE __device__ __forceinline__
 // An array that the threads of a block share. Aligned for whole 16-byte accesses.
 #define CUDA_OPS_SHARED(Type, name, count) __shared__ __align__(16) Type name[count]
@@ -62,7 +64,17 @@ CUDA_OPS_DEVICE int ones(uint32_t word) { return __popc(word); }
 CUDA_OPS_DEVICE int ones(uint64_t word) { return __popcll(word); }
 CUDA_OPS_DEVICE float fma(float x, float y, float z) { return fmaf(x, y, z); }
 CUDA_OPS_DEVICE float exponential(float x) { return expf(x); }
+// To about 2^-22, in one instruction; results below 2^-126 are 0.
+CUDA_OPS_DEVICE float power_of_two(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+// The larger one; the other where one is no number.
+CUDA_OPS_DEVICE float larger_number(float x, float y) { return fmaxf(x, y); }
 CUDA_OPS_DEVICE float logarithm(float x) { return logf(x); }
+// What was computed from x before is computed again where it is needed, instead of being kept in registers.
+CUDA_OPS_DEVICE void forget(uint32_t& x) { asm volatile("" : "+r"(x)); }
 CUDA_OPS_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 CUDA_OPS_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 // Conversions to the nearest number, of two equally near ones to the even one; NaN becomes 0x7fff.
@@ -81,6 +93,13 @@ CUDA_OPS_DEVICE float float_of_float16(uint16_t bits) {
   asm("cvt.f32.f16 %0, %1;" : "=f"(number) : "h"(bits));
   return number;
 }
+
+// Sixteen bytes from global to shared memory, on their way until wait_for_copies(); both at multiples of 16.
+CUDA_OPS_DEVICE void copy_sixteen(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))), "l"(global) : "memory");
+}
+// Of this thread; a barrier makes them seen by the others.
+CUDA_OPS_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // On the host: errors are left to cudaGetLastError, as those of any launch.
 template <class... Parameters, class... Arguments>

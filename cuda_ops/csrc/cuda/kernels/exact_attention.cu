@@ -5,10 +5,25 @@
 
 namespace {
 
-// Blocks are (batch row, head, QUERIES members of a cluster). The stage writes float32, the fused operators the type of the queries.
-template <class T, class Out, int SIZE>
-CUDA_OPS_KERNEL CUDA_OPS_BLOCK((AttentionOf<T, SIZE>::THREADS)) attend_top(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, cuda_ops::Groups groups, const int32_t* top_keys, const float* top_mass,
-                           Budgets budgets, int64_t segments, float scale, cuda_ops::Rest rest, Heads<Out> out) {
+// A query's row of the output: its sums times `share`, and what its cluster's other keys give it, if anything.
+template <class Row>
+struct TopRow {
+  Row row;
+  const float* rest;
+  float share;
+  CUDA_OPS_DEVICE float with_rest(int d, float sum) const {
+    const float exact = share == 0 ? 0 : sum * share;  // without keys the sum is of no numbers
+    return rest && d < row.D ? exact + rest[d] : exact;
+  }
+  CUDA_OPS_DEVICE void operator()(int d, float sum) const { row.set(d, with_rest(d, sum)); }
+  CUDA_OPS_DEVICE void operator()(int d, float first, float second) const { row.set(d, with_rest(d, first), with_rest(d + 1, second)); }
+};
+
+// Blocks are (batch row, head, QUERIES members of a cluster).
+template <class T, int SIZE>
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK((AttentionOf<T, SIZE>::THREADS)) attend_top(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, cuda_ops::Groups groups,
+                                                                           const int32_t* top_keys, const float* top_mass, Budgets budgets, int64_t segments, float scale,
+                                                                           cuda_ops::Rest rest, Output<T> out) {
   using Attention = AttentionOf<T, SIZE>;
   constexpr int QUERIES = Attention::QUERIES;
   CUDA_OPS_SHARED(Quad, memory, Attention::QUADS);
@@ -29,12 +44,10 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK((AttentionOf<T, SIZE>::THREADS)) attend_top(Heads
   const QueryRows<T> queries{q, b, h, shape.D, count, position, scale};
   attention.start(queries);
   attention.add(queries, ListedKeys<T>{k, v, b, h / shape.group, shape.D, listed, list, tokens});
-  attention.publish();
+  attention.close();
   const float mass = listed ? top_mass[cluster] : 0;
-  attention.each(count, shape.D, [&](int r, int64_t d, float sum) {
-    const float exact = listed ? sum * (mass / attention.running().total[r]) : 0;
-    out.set(b, h, position[r], d, rest.values ? exact + rest.values[cluster * shape.D + d] : exact);
-  });
+  const float* others = rest.values ? rest.values + cluster * shape.D : nullptr;
+  write_rows(attention, out, queries, [&](const auto& row, int, float total) { return TopRow<std::decay_t<decltype(row)>>{row, others, listed ? mass / total : 0}; });
   if (rest.log_mass && t < count) rest.log_mass[head * N + position[t]] = rest.centroid_log_mass[cluster];
 }
 
@@ -52,14 +65,8 @@ void exact_attention(const Vectors& q, const Vectors& k, const Vectors& v, const
       using Attention = AttentionOf<T, SIZE>;
       const int64_t segments = (tokens.N + Attention::QUERIES - 1) / Attention::QUERIES + budgets.C, blocks = shape.B * shape.H * segments;
       const Heads<T> queries(q), keys(k), values(v);
-      const auto run = [&](auto out_type) {
-        using Out = decltype(out_type);
-        const Heads<Out> result(out);
-        CUDA_OPS_LAUNCH((attend_top<T, Out, SIZE>), blocks, Attention::THREADS, stream, queries, keys, values, tokens, shape, groups, top_keys, top_mass, budgets, segments, scale,
-                        rest, result);
-      };
-      if (out.type == Type::float32) run(float());
-      else run(T());
+      CUDA_OPS_LAUNCH((attend_top<T, SIZE>), blocks, Attention::THREADS, stream, queries, keys, values, tokens, shape, groups, top_keys, top_mass, budgets, segments, scale,
+                      rest, Output<T>(out));
     });
   });
 }

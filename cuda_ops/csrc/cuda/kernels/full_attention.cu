@@ -6,7 +6,8 @@ namespace {
 
 // Blocks are (batch row, head, QUERIES valid queries).
 template <class T, int SIZE>
-CUDA_OPS_KERNEL CUDA_OPS_BLOCK((AttentionOf<T, SIZE>::THREADS)) attend_all(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, float scale, Heads<T> out, float* log_mass) {
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK((AttentionOf<T, SIZE>::THREADS)) attend_all(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, float scale, Output<T> out,
+                                                                           float* log_mass) {
   using Attention = AttentionOf<T, SIZE>;
   constexpr int QUERIES = Attention::QUERIES;
   CUDA_OPS_SHARED(Quad, memory, Attention::QUADS);
@@ -21,10 +22,9 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK((AttentionOf<T, SIZE>::THREADS)) attend_all(Heads
   const QueryRows<T> queries{q, b, h, shape.D, count, position, scale};
   attention.start(queries);
   attention.add(queries, ListedKeys<T>{k, v, b, h / shape.group, shape.D, n, nullptr, tokens});
-  attention.publish();
-  const Running& running = attention.running();
-  attention.each(count, shape.D, [&](int r, int64_t d, float sum) { out.set(b, h, position[r], d, sum / running.total[r]); });
-  if (t < count) log_mass[head * tokens.N + position[t]] = running.largest[t] + device::logarithm(running.total[t]);
+  attention.close();
+  write_rows(attention, out, queries, Averages());
+  attention.each_total(count, [&](int r, float largest, float total) { log_mass[head * tokens.N + position[r]] = largest + device::logarithm(total); });
 }
 
 constexpr int CLEARING = 256;
@@ -51,8 +51,8 @@ void full_attention(const Vectors& q, const Vectors& k, const Vectors& v, const 
       using T = decltype(type);
       using Attention = AttentionOf<T, decltype(size)::value>;
       const int64_t blocks = shape.B * shape.H * ((tokens.N + Attention::QUERIES - 1) / Attention::QUERIES);
-      const Heads<T> queries(q), keys(k), values(v), result(out);
-      CUDA_OPS_LAUNCH((attend_all<T, decltype(size)::value>), blocks, Attention::THREADS, stream, queries, keys, values, tokens, shape, scale, result, log_mass);
+      const Heads<T> queries(q), keys(k), values(v);
+      CUDA_OPS_LAUNCH((attend_all<T, decltype(size)::value>), blocks, Attention::THREADS, stream, queries, keys, values, tokens, shape, scale, Output<T>(out), log_mass);
     });
   });
 }

@@ -6,112 +6,251 @@
 
 namespace {
 
-constexpr int NEIGHBOURS = 12, LANES = 8;  // so many neighbours of a query at a time, so many threads to a pair
+constexpr int NEIGHBOURS = 9, LANES = 8;  // so many neighbours of a query at a time; so many threads to a pair without tensor cores
 
-// The virtual keys of one cluster: logits x . K_cm + (ln Z_cm - mean . K_cm) + min(1, |x - mean|^2 spread_cm / 2). In 16 bits a key is two numbers, relative to the
-// mean of the keys, and all of the logit is computed from what they add up to: with one number it would be 0.4 off where scores are 200.
-template <class T>
-struct CellKeys {
-  const float *keys, *values, *log_mass, *spread, *mean;
-  int64_t D, count;
-  float *shift, *own_spread;  // (KEYS): of one tile, shared
-  const float* half;          // (QUERIES): |x - mean|^2 / 2
-  const float* own;           // (QUERIES): (x - mean) . middle
-  const float* middle;        // (D): the mean of the keys; 0 for float32
-  static constexpr int PARTS = std::is_same_v<T, float> ? 1 : 2;
-  CUDA_OPS_DEVICE float part_of_key(int64_t j, int64_t d, int part) const {
-    float rest = keys[j * D + d] - middle[d];
-    T stored;
-    narrow(rest, stored);
-    if (part == 0) return widen(stored);
-    rest -= widen(stored);
-    narrow(rest, stored);
-    return widen(stored);
-  }
-  CUDA_OPS_DEVICE float key(int64_t j, int64_t d) const { return PARTS == 1 ? part_of_key(j, d, 0) : part_of_key(j, d, 0) + part_of_key(j, d, 1); }
+// What a query block shares of its cluster's cells, the virtual keys: logits x . K_cm + (ln Z_cm - mean . K_cm) + min(1, |x - mean|^2 spread_cm / 2).
+struct SharedCells {
+  float *shift, *mass, *spread;  // (KEYS): of one tile, -mean . K, ln Z, and the spread
+  float *half, *own;             // (QUERIES): |x - mean|^2 / 2, and (x - mean) . middle
+  float *mean, *middle;          // (SIZE): the cluster's, and the mean of the cells' keys; zeros behind D
+  // All of a logit but ln Z, whose product is with the key less the middle.
+  CUDA_OPS_DEVICE float logit(float product, int r, int j) const { return product + (own[r] + shift[j] + lesser(half[r] * spread[j], 1)); }
+};
+
+struct CellRows {
+  const float *keys, *values, *log_mass, *spread;  // (M, D), (M): of one cluster
+  int D;
+  int64_t count;
+};
+
+// For the FMA units.
+struct VectorCells : CellRows {
+  SharedCells shared;
+  CUDA_OPS_DEVICE float key(int64_t j, int64_t d) const { return keys[j * D + d]; }
   CUDA_OPS_DEVICE float value(int64_t j, int64_t d) const { return values[j * D + d]; }
-  CUDA_OPS_DEVICE void copy_key(int64_t j, int64_t d, int part, T* to) const {
-    for (int i = 0; i < 8; ++i) narrow(j < count && d + i < D ? part_of_key(j, d + i, part) : 0, to[i]);
-  }
-  CUDA_OPS_DEVICE void copy_value(int64_t j, int64_t d, T* to) const {
-    for (int i = 0; i < 8; ++i) narrow(j < count && d + i < D ? value(j, d + i) : 0, to[i]);
-  }
   CUDA_OPS_DEVICE void prepare(int64_t j0) const {
     const int lane = device::thread() % WARP;
     for (int j = device::thread() / WARP; j < KEYS; j += device::threads() / WARP) {
       const bool here = j0 + j < count;
       float product = 0;
-      for (int64_t d = lane; d < D && here; d += WARP) product = device::fma(mean[d], key(j0 + j, d), product);
+      for (int64_t d = lane; d < D && here; d += WARP) product = device::fma(shared.mean[d], key(j0 + j, d), product);
       product = warp_sum(product);
-      if (lane == 0 && here) shift[j] = log_mass[j0 + j] - product;
-      if (lane == 0 && here) own_spread[j] = spread[j0 + j];
+      if (lane == 0 && here) {
+        shared.shift[j] = -product;
+        shared.mass[j] = log_mass[j0 + j];
+        shared.spread[j] = spread[j0 + j];
+      }
     }
   }
-  CUDA_OPS_DEVICE float logit(float product, int64_t r, int64_t j) const { return product + (own[r] + shift[j] + lesser(half[r] * own_spread[j], 1)); }
+  CUDA_OPS_DEVICE float logit(float product, int r, int j) const { return shared.logit(product, r, j) + shared.mass[j]; }
 };
 
-// The neighbours of the queries of a block, NEIGHBOURS of each at a time: two logits a pair, of the exact product and of what the tail has already counted.
-struct Neighbours {
-  int32_t* position;      // (QUERIES, NEIGHBOURS): of the key, -1 where there is nothing to exchange
-  float *exact, *counted;  // (QUERIES, NEIGHBOURS)
-  const int32_t* index;   // (QUERIES): of the queries among the valid tokens
+// The neighbours of the queries of a block, NEIGHBOURS of each at a time.
+struct Neighbours : OwnKeys {  // position, exact, counted: (QUERIES, NEIGHBOURS)
+  int32_t* cell;               // (QUERIES, NEIGHBOURS): the key's cluster, -1 where the tail has not counted it
 };
 
-template <int QUERIES, class T, class Cells>
-CUDA_OPS_DEVICE void neighbour_logits(const QueryRows<T>& queries, const ListedKeys<T>& top, const Cells& cells, const float* scores, const int32_t* key_assignment,
-                                      int64_t n, int64_t first, int width, const Neighbours& near) {
+// For the tensor cores. A key is two 16-bit numbers, relative to the mean of the keys, and all of its logit is computed from what they add up to: with one number it would
+// be 0.4 off where scores are 200.
+template <class T>
+struct MatrixCells : CellRows {
+  SharedCells shared;
+  Neighbours near;
+  float* kept;  // (QUERIES, KEYS / 2): logits without ln Z, of which the neighbours in a cell take theirs
+  static constexpr int PARTS = 2, KEPT = KEYS / 2 + 1;
+
+  CUDA_OPS_DEVICE void read_eight(const float* row, int d, float (&to)[8]) const {
+    if (row && d + 8 <= D && uintptr_t(row + d) % 16 == 0) {
+      const Quad low = *reinterpret_cast<const Quad*>(row + d), high = *reinterpret_cast<const Quad*>(row + d + 4);
+      for (int i = 0; i < 8; ++i) to[i] = i < 4 ? low.at[i] : high.at[i - 4];
+    } else {
+      for (int i = 0; i < 8; ++i) to[i] = row && d + i < D ? row[d + i] : 0;
+    }
+  }
+  CUDA_OPS_DEVICE static void store_eight(const float (&from)[8], T* to) {
+    Quad eight;
+    for (int i = 0; i < 4; ++i) eight.at[i] = device::float_of(pair(from[2 * i], from[2 * i + 1], T()));
+    *reinterpret_cast<Quad*>(to) = eight;
+  }
+  // First parts of the keys to rows from 0 on, second parts to rows from KEYS / 2 on.
+  template <int SIZE, int STRIDE>
+  CUDA_OPS_DEVICE void load(int64_t j0, int rows, T* to_keys, T* to_values) const {
+    constexpr int LANES_OF_A_KEY = SIZE / 8;
+    for (int e = device::thread(); e < rows * LANES_OF_A_KEY; e += device::threads()) {
+      const int j = e / LANES_OF_A_KEY, d = e % LANES_OF_A_KEY * 8;
+      const bool here = j0 + j < count;
+      float numbers[8], rest[8], product = 0;
+      read_eight(here ? values + (j0 + j) * D : nullptr, d, numbers);
+      store_eight(numbers, to_values + j * STRIDE + d);
+      read_eight(here ? keys + (j0 + j) * D : nullptr, d, numbers);
+      for (int i = 0; i < 8; ++i) {
+        numbers[i] = here ? numbers[i] - shared.middle[d + i] : 0;
+        T stored;
+        narrow(numbers[i], stored);
+        rest[i] = numbers[i] - widen(stored);
+      }
+      store_eight(numbers, to_keys + j * STRIDE + d);
+      store_eight(rest, to_keys + (j + KEYS / 2) * STRIDE + d);
+      for (int i = 0; i < 8; ++i) {
+        T first, second;
+        narrow(numbers[i], first);
+        narrow(rest[i], second);
+        product = device::fma(shared.mean[d + i], widen(first) + widen(second), product);
+      }
+      for (int lanes = LANES_OF_A_KEY / 2; lanes; lanes /= 2) product += device::shuffle_xor(product, lanes);
+      if (d == 0 && here) {
+        shared.shift[j] = -product;
+        shared.mass[j] = log_mass[j0 + j];
+        shared.spread[j] = spread[j0 + j];
+      }
+    }
+  }
+  CUDA_OPS_DEVICE float logit(float product, int r, int j) const {
+    const float without_mass = shared.logit(product, r, j);
+    kept[r * KEPT + j] = without_mass;
+    return without_mass + shared.mass[j];
+  }
+  // A warp reads what it kept of its 16 queries.
+  CUDA_OPS_DEVICE void after(int64_t j0) const {
+    device::warp_barrier();
+    const int r = device::thread() / WARP * 16 + device::thread() % 16;
+    for (int w = device::thread() % WARP / 16; w < near.width; w += 2) {
+      const int64_t j = near.cell[r * NEIGHBOURS + w] - j0;
+      if (j >= 0 && j < KEYS / 2) near.counted[r * NEIGHBOURS + w] += kept[r * KEPT + j];
+    }
+  }
+};
+
+// What neighbours of a query need of its cluster.
+struct Listing {
+  const int32_t* top_keys;  // `top` of them
+  int64_t top;
+  const float* scores;              // (N)
+  const int32_t* key_assignment;    // (N)
+  const int32_t* index;             // (QUERIES): of the queries among the valid tokens
+  Tokens tokens;
+  int64_t b, n, cells;
+
+  // The token `offset` valid tokens from query r, or -1: there is none, or it is a top key. Its cell, or -1.
+  CUDA_OPS_DEVICE int32_t neighbour(int r, int64_t offset, int32_t& cell) const {
+    const int64_t j = index[r] + offset, position = j >= 0 && j < n ? position_of(tokens, b, j) : -1;
+    cell = -1;
+    if (position < 0 || holds(top_keys, top, position)) return -1;
+    const int32_t m = key_assignment[position];
+    if (m >= 0 && m < cells) cell = m;
+    return int32_t(position);
+  }
+};
+
+// Names the neighbours of the 16 queries of each warp. Their counted logits begin as the score of their key, to which their cell adds.
+CUDA_OPS_DEVICE void name_neighbours(const Listing& listing, int64_t count, int64_t first, const Neighbours& near) {
+  const int r = device::thread() / WARP * 16 + device::thread() % 16;
+  for (int w = device::thread() % WARP / 16; w < near.width; w += 2) {
+    int32_t cell = -1;
+    const int32_t position = r < count ? listing.neighbour(r, first + w, cell) : -1;
+    near.position[r * NEIGHBOURS + w] = position;
+    near.cell[r * NEIGHBOURS + w] = cell;
+    near.counted[r * NEIGHBOURS + w] = cell >= 0 ? listing.scores[position] : -infinity();
+  }
+  device::warp_barrier();
+}
+
+// The same without tensor cores, with both logits.
+template <int QUERIES, class T>
+CUDA_OPS_DEVICE void neighbour_logits(const QueryRows<T>& queries, const ListedKeys<T>& top, const VectorCells& cells, const Listing& listing, int64_t first,
+                                      const Neighbours& near) {
   const int lane = device::thread() % LANES;
-  for (int p0 = 0; p0 < QUERIES * width; p0 += device::threads() / LANES) {
-    const int pair = p0 + device::thread() / LANES, r = pair / width, w = pair % width;
-    const bool asked = pair < QUERIES * width && r < queries.count;
-    const int64_t j = asked ? near.index[r] + first + w : -1, position = j >= 0 && j < n ? position_of(top.tokens, queries.b, j) : -1;
-    const bool here = position >= 0 && !holds(top.list, top.count, position);
-    const int64_t m = here ? key_assignment[position] : -1;
-    const bool in_tail = m >= 0 && m < cells.count;
+  for (int p0 = 0; p0 < QUERIES * near.width; p0 += device::threads() / LANES) {
+    const int pair = p0 + device::thread() / LANES, r = pair / near.width, w = pair % near.width;
+    int32_t m = -1;
+    const int64_t position = pair < QUERIES * near.width && r < queries.count ? listing.neighbour(r, first + w, m) : -1;
     float exact = 0, share = 0;
-    for (int64_t d = lane; d < queries.D && here; d += LANES) {
+    for (int64_t d = lane; d < queries.D && position >= 0; d += LANES) {
       const float x = queries.at(r, d);
       exact = device::fma(x, top.k.at(queries.b, top.h, position, d), exact);
-      if (in_tail) share = device::fma(x - cells.mean[d], cells.keys[m * queries.D + d], share);
+      if (m >= 0) share = device::fma(x - cells.shared.mean[d], cells.key(m, d), share);
     }
     for (int lanes = LANES / 2; lanes; lanes /= 2) {
       exact += device::shuffle_xor(exact, lanes);
       share += device::shuffle_xor(share, lanes);
     }
-    if (lane == 0 && pair < QUERIES * width) {
+    if (lane == 0 && pair < QUERIES * near.width) {
       const int place = r * NEIGHBOURS + w;
-      near.position[place] = int32_t(here ? position : -1);
-      near.exact[place] = here ? exact : -infinity();
-      near.counted[place] = in_tail ? scores[position] + (share + lesser(cells.half[r] * cells.spread[m], 1)) : -infinity();
+      near.position[place] = int32_t(position);
+      near.exact[place] = position >= 0 ? exact : -infinity();
+      near.counted[place] = m >= 0 ? listing.scores[position] + (share + lesser(cells.shared.half[r] * cells.spread[m], 1)) : -infinity();
     }
   }
   device::barrier();
 }
 
-// Takes the neighbours into the running softmax; what is left of a pair is the difference of its two numerators.
+// Takes the neighbours into the running softmax.
 template <int QUERIES>
-CUDA_OPS_DEVICE void weigh_neighbours(const Running& running, int width, const Neighbours& near) {
+CUDA_OPS_DEVICE void weigh_neighbours(const Running& running, const Neighbours& near) {
   const int lane = device::thread() % WARP;
   for (int r = device::thread() / WARP; r < QUERIES; r += device::threads() / WARP) {
     const int place = r * NEIGHBOURS + lane;
-    const bool here = lane < width && near.position[place] >= 0;
+    const bool here = lane < near.width && near.position[place] >= 0;
     const float exact = here ? near.exact[place] : -infinity(), counted = here ? near.counted[place] : -infinity();
     const float most = warp_largest(larger(larger(exact, counted), running.largest[r]));
     const float weight = here ? numerator(exact, most) - numerator(counted, most) : 0, sum = warp_sum(weight);
-    if (lane < width) near.exact[place] = weight;
+    if (lane < near.width) near.exact[place] = weight;
     device::warp_barrier();  // every lane has read the largest
     if (lane == 0) running.take(r, most, sum);
   }
   device::barrier();
 }
 
+// |x - mean|^2 / 2 of each query, for the FMA units.
+template <int QUERIES, class T>
+CUDA_OPS_DEVICE void find_squares(const QueryRows<T>& queries, const SharedCells& shared) {
+  const int lane = device::thread() % WARP;
+  for (int r = device::thread() / WARP; r < QUERIES; r += device::threads() / WARP) {
+    float square = 0;
+    for (int64_t d = lane; d < queries.D && r < queries.count; d += WARP) {
+      const float away = queries.at(r, d) - shared.mean[d];
+      square = device::fma(away, away, square);
+    }
+    square = warp_sum(square);
+    if (lane == 0) {
+      shared.half[r] = square / 2;
+      shared.own[r] = 0;
+    }
+  }
+}
+
+// The mean of the cells' keys, of which each thread adds some; `memory` has a place for every thread and number.
+template <int SIZE, int THREADS>
+CUDA_OPS_DEVICE void find_middle(const CellRows& cells, float* memory, float* middle) {
+  constexpr int PARTS = THREADS * 4 / SIZE;
+  static_assert(THREADS * 4 % SIZE == 0);
+  const int t = device::thread(), d = t % (SIZE / 4) * 4;
+  Quad sum{};
+  for (int i = 0; i < 4; ++i) {
+    if (d + i >= cells.D) continue;
+    CUDA_OPS_UNROLL(4)
+    for (int64_t m = t / (SIZE / 4); m < cells.count; m += PARTS) sum.at[i] += cells.keys[m * cells.D + d + i];
+  }
+  reinterpret_cast<Quad*>(memory)[t] = sum;
+  device::barrier();
+  for (int at = t; at < SIZE; at += THREADS) {
+    float all = 0;
+    for (int part = 0; part < PARTS; ++part) all += memory[part * SIZE + at];
+    middle[at] = at < cells.D ? all / float(cells.count) : 0;
+  }
+  device::barrier();
+}
+
+// For a multiprocessor at least: the registers do for three blocks of the smallest heads.
+template <class T, int SIZE>
+constexpr int BLOCKS = ON_TENSOR_CORES<T, SIZE> && SIZE <= 64 ? 3 : 1;
+
 // Blocks are (batch row, head, QUERIES members of a cluster).
-template <class T, class Out, int SIZE>
-CUDA_OPS_KERNEL CUDA_OPS_BLOCK((AttentionOf<T, SIZE>::THREADS)) attend_refined(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, cuda_ops::Groups groups,
-                                                                               cuda_ops::Refined refined, Budgets budgets, int64_t segments, Heads<Out> out,
-                                                                               float* log_mass) {
+template <class T, int SIZE>
+CUDA_OPS_KERNEL CUDA_OPS_BLOCKS((AttentionOf<T, SIZE>::THREADS), (BLOCKS<T, SIZE>))
+attend_refined(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, cuda_ops::Groups groups, cuda_ops::Refined refined, Budgets budgets, int64_t segments,
+               Output<T> out, float* log_mass) {
   using Attention = AttentionOf<T, SIZE>;
-  using Stored = std::conditional_t<(SIZE > 128), float, T>;
   constexpr int QUERIES = Attention::QUERIES, WARPS = Attention::THREADS / WARP;
   CUDA_OPS_SHARED(Quad, memory, Attention::QUADS);
   CUDA_OPS_SHARED(int32_t, index, QUERIES);
@@ -120,64 +259,66 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK((AttentionOf<T, SIZE>::THREADS)) attend_refined(H
   CUDA_OPS_SHARED(Segment, found, 1);
   CUDA_OPS_SHARED(float, half, QUERIES);
   CUDA_OPS_SHARED(float, own_product, QUERIES);
+  CUDA_OPS_SHARED(float, mean, SIZE);
   CUDA_OPS_SHARED(float, middle, SIZE);
   CUDA_OPS_SHARED(float, shift, KEYS);
+  CUDA_OPS_SHARED(float, mass, KEYS);
   CUDA_OPS_SHARED(float, spread, KEYS);
   CUDA_OPS_SHARED(int32_t, near_position, QUERIES * NEIGHBOURS);
+  CUDA_OPS_SHARED(int32_t, near_cell, QUERIES * NEIGHBOURS);
   CUDA_OPS_SHARED(float, near_exact, QUERIES * NEIGHBOURS);
   CUDA_OPS_SHARED(float, near_counted, QUERIES * NEIGHBOURS);
-  const int64_t head = device::block() / segments, b = head / shape.H, h = head % shape.H, N = tokens.N, D = shape.D, C = budgets.C, M = budgets.M;
+  const int32_t head = int32_t(device::block()) / int32_t(segments), b = head / int32_t(shape.H), h = head % int32_t(shape.H);
+  const int64_t N = tokens.N, D = shape.D, C = budgets.C, M = budgets.M;
   const int32_t* first = groups.first + head * (C + 1);
-  const Segment own = find_segment(first, C, QUERIES, device::block() % segments, counters, found);
+  const Segment own = find_segment(first, C, QUERIES, int32_t(device::block()) % int32_t(segments), counters, found);
   if (own.cluster < 0) return;
-  const int t = device::thread(), lane = t % WARP;
+  const int t = device::thread();
   const int64_t n = count_of(tokens, b), cluster = head * C + own.cluster;
   const int64_t begin = first[own.cluster] + own.rank, count = smaller(int64_t(QUERIES), first[own.cluster + 1] - begin);
   if (t < count) {
     index[t] = groups.order[head * N + begin + t];
     position[t] = int32_t(position_of(tokens, b, index[t]));
   }
+  for (int d = t; d < SIZE; d += Attention::THREADS) mean[d] = d < D ? refined.means[cluster * D + d] : 0;
   const cuda_ops::Cells& cells = refined.cells;
-  const CellKeys<Stored> tail{cells.keys + cluster * M * D,   cells.values + cluster * M * D,   cells.log_mass + cluster * M,
-                              cells.spread + cluster * M,     refined.means + cluster * D,      D,
-                              step_of(budgets, n).key_clusters, shift, spread, half, own_product, middle};
-  for (int64_t d = t; d < D; d += Attention::THREADS) {
-    float sum = 0;
-    for (int64_t m = 0; m < tail.count && !std::is_same_v<Stored, float>; ++m) sum += tail.keys[m * D + d];
-    middle[d] = sum / float(tail.count);
-  }
+  const SharedCells shared{shift, mass, spread, half, own_product, mean, middle};
+  const CellRows rows{cells.keys + cluster * M * D,   cells.values + cluster * M * D, cells.log_mass + cluster * M,
+                      cells.spread + cluster * M, int(D),                          step_of(budgets, n).key_clusters};
   Attention attention(memory);
   device::barrier();
   const QueryRows<T> queries{q, b, h, D, count, position, refined.scale};
   const int32_t* list = refined.top_keys + cluster * budgets.K;
   const ListedKeys<T> top{k, v, b, h / shape.group, D, named_keys(list, budgets.K, N), list, tokens};
-  for (int64_t r = t / WARP; r < QUERIES; r += WARPS) {
-    float square = 0, product = 0;
-    for (int64_t d = lane; d < D && r < count; d += WARP) {
-      const float away = queries.at(r, d) - tail.mean[d];
-      square = device::fma(away, away, square);
-      product = device::fma(away, middle[d], product);
-    }
-    square = warp_sum(square);
-    product = warp_sum(product);
-    if (lane == 0) half[r] = square / 2;
-    if (lane == 0) own_product[r] = product;
-  }
-  attention.start(queries);
-  attention.add(queries, top);
-  attention.add(queries, tail);
-  attention.publish();
-  const Running& running = attention.running();
+  const Listing listing{list, top.count, refined.scores + cluster * N, refined.key_assignment + head * N, index, tokens, b, n, rows.count};
   const int64_t band = smaller(refined.band, n), width = band ? 2 * band + 1 : 0;
-  const Neighbours near{near_position, near_exact, near_counted, index};
-  for (int64_t w0 = 0; w0 < width; w0 += NEIGHBOURS) {
-    const int here = int(smaller(int64_t(NEIGHBOURS), width - w0));
-    neighbour_logits<QUERIES>(queries, top, tail, refined.scores + cluster * N, refined.key_assignment + head * N, n, w0 - band, here, near);
-    weigh_neighbours<QUERIES>(running, here, near);
-    attention.add_own(v, b, h / shape.group, D, here, NEIGHBOURS, near_position, near_exact);
+  Neighbours near{{near_position, near_exact, near_counted, int(smaller(int64_t(NEIGHBOURS), width)), NEIGHBOURS}, near_cell};
+  attention.start(queries);
+  if constexpr (ON_TENSOR_CORES<T, SIZE>) {
+    find_middle<SIZE, Attention::THREADS>(rows, attention.memory(), middle);
+    attention.moments(refined.scale, mean, middle, half, own_product);
+    attention.add(queries, top);
+    for (int64_t w0 = 0; w0 == 0 || w0 < width; w0 += NEIGHBOURS) {  // a wide band takes the logits of the cells several times
+      near.width = int(smaller(int64_t(NEIGHBOURS), width - w0));
+      name_neighbours(listing, count, w0 - band, near);
+      attention.add(queries, MatrixCells<T>{rows, shared, near, attention.memory()}, w0 == 0);
+      if (near.width) attention.add_own(queries, k, v, top.h, near);
+    }
+  } else {
+    find_squares<QUERIES>(queries, shared);
+    const VectorCells tail{rows, shared};
+    attention.add(queries, top);
+    attention.add(queries, tail);
+    for (int64_t w0 = 0; w0 < width; w0 += NEIGHBOURS) {
+      near.width = int(smaller(int64_t(NEIGHBOURS), width - w0));
+      neighbour_logits<QUERIES>(queries, top, tail, listing, w0 - band, near);
+      weigh_neighbours<QUERIES>(attention.running(), near);
+      attention.add_own(v, b, top.h, D, near.width, NEIGHBOURS, near_position, near_exact);
+    }
   }
-  attention.each(count, D, [&](int r, int64_t d, float sum) { out.set(b, h, position[r], d, sum / running.total[r]); });
-  if (t < count) log_mass[head * N + position[t]] = running.largest[t] + device::logarithm(running.total[t]);
+  attention.close();
+  write_rows(attention, out, queries, Averages());
+  attention.each_total(count, [&](int r, float largest, float total) { log_mass[head * N + position[r]] = largest + device::logarithm(total); });
 }
 
 }  // namespace
@@ -194,14 +335,8 @@ void refined_attention(const Vectors& q, const Vectors& k, const Vectors& v, con
       using Attention = AttentionOf<T, SIZE>;
       const int64_t segments = (tokens.N + Attention::QUERIES - 1) / Attention::QUERIES + budgets.C, blocks = shape.B * shape.H * segments;
       const Heads<T> queries(q), keys(k), values(v);
-      const auto run = [&](auto out_type) {
-        using Out = decltype(out_type);
-        const Heads<Out> result(out);
-        CUDA_OPS_LAUNCH((attend_refined<T, Out, SIZE>), blocks, Attention::THREADS, stream, queries, keys, values, tokens, shape, groups, refined, budgets, segments, result,
-                        log_mass);
-      };
-      if (out.type == Type::float32) run(float());
-      else run(T());
+      CUDA_OPS_LAUNCH((attend_refined<T, SIZE>), blocks, Attention::THREADS, stream, queries, keys, values, tokens, shape, groups, refined, budgets, segments, Output<T>(out),
+                      log_mass);
     });
   });
 }
