@@ -123,20 +123,15 @@ def test_a_planted_fault_is_reported(
 @pytest.mark.parametrize(
     ("file", "changes"),
     [
-        ("groups.cu", [("groups.cu", "other < THREADS; ++other", "other <= THREADS; ++other", 0)]),
-        ("valid_tokens.cu", [("valid_tokens.cu", "1u << t % WARP", "1u << t", 0)]),
         (
             "groups.cu",
             [
-                (
-                    "groups.cu",
-                    "device::add(&near[cluster[r]], 1);",
-                    "near[cluster[r]] += 1;",
-                    0,
-                )
+                ("groups.cu", "other < THREADS; ++other", "other <= THREADS; ++other", 0),
+                ("groups.cu", "device::add(&near[cluster[r]], 1);", "near[cluster[r]] += 1;", 0),
+                ("groups.cu", "if (c < C && part == 0) first", "if (c < C) first", 0),
             ],
         ),
-        ("groups.cu", [("groups.cu", "if (c < C && part == 0) first", "if (c < C) first", 0)]),
+        ("valid_tokens.cu", [("valid_tokens.cu", "1u << t % WARP", "1u << t", 0)]),
     ],
 )
 def test_only_a_sanitizer_sees_it(

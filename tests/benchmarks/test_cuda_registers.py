@@ -1,0 +1,26 @@
+"""The results file of what kernels take of a GPU is of the kernels as they are; the compiler itself is asked in tests/cuda/test_nvcc.py."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from cuda_registers import KERNELS, RESULTS, WANTED, dotted
+
+NAME = re.compile(r"CUDA_OPS_KERNEL (?:CUDA_OPS_BLOCKS?\(.*\)\s)?(\w+)\(")
+SOURCES = [source for source in sorted(KERNELS.glob("*.cu")) if "CUDA_OPS_KERNEL" in source.read_text(encoding="utf-8")]
+FILES = json.loads(RESULTS.read_text(encoding="utf-8"))["files"]
+
+
+def test_every_file_is_listed() -> None:
+    assert list(FILES) == [source.name for source in SOURCES]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.stem))
+def test_every_kernel_is_listed(source: Path) -> None:
+    listed = FILES[source.name]
+    assert {name.partition("<")[0] for name in listed} == set(NAME.findall(source.read_text(encoding="utf-8")))
+    for name, architectures in listed.items():
+        assert list(architectures) == [dotted(one) for one in WANTED], name
+        for usage in architectures.values():
+            assert usage["spill_bytes"] == 0 and usage["shared_bytes"] <= 48 * 1024, name
