@@ -163,6 +163,11 @@ def test_shapes_of_clusters(N: int, D: int, C: int, rounds: int, sample: int) ->
     check_clusters(rows(1, 2, N, D), None, C, rounds, sample)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_samples_beyond_shared_memory(dtype: torch.dtype) -> None:
+    check_clusters(rows(1, 1, 1103, 3, dtype), None, 5, 2, 1031)
+
+
 def integers(B: int, H: int, N: int, D: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Small integers: every product and sum is exact, so ties are ties for every way of adding."""
     return torch.randint(-3, 4, (B, N, H, D)).to(dtype).transpose(1, 2)

@@ -43,12 +43,16 @@ def test_every_order_gives_the_same_bits(results: str) -> None:
         ("groups.cu", [("groups.cu", "device::warp_barrier();", "", 0)], ""),
         *[("cluster_codes.cu", [("cluster_codes.cu", BARRIER, "", which)], "") for which in (0, 1)],
         *[("top_keys.cu", [("top_keys.cu", BARRIER, "", which)], "") for which in (0, 1, 2)],
+        *[("cluster_rows.cu", [("cluster_rows.cu", BARRIER, "", which)], "") for which in (3, 6)],
+        ("cluster_rows.cu", [("cluster_rows.cu", "device::warp_barrier();", "", 0)], ""),
         ("groups.cu", [("scan.h", BARRIER, "", 0)], ""),
         # copies that are read while they are on their way: a block's queries, and its keys
         *[
             ("full_attention.cu", [("attend.h", MATRICES, MATRICES, 0), ("attend_matrix.h", WAIT, "", which)], message)
             for which, message in ((0, ""), (1, "a thread left before its copies had come"))
         ],
+        # tiles of the tensor cores
+        *[("full_attention_backward.cu", [("token_tiles.h", BARRIER, "", which)], "") for which in (6, 8, 9)],
         # an order that decides: places given out as threads come
         (
             "groups.cu",

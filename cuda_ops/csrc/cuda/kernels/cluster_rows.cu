@@ -1,5 +1,6 @@
 #include "cluster_rows.h"
 
+#include "reduce.h"
 #include "scan.h"
 #include "split_product.h"
 
@@ -8,7 +9,6 @@ namespace {
 using cuda_ops::Budgets;
 
 constexpr int64_t MOST_SHARED_CLUSTERS = 1024;
-constexpr int RANKED = 256;  // rows whose places are found at once
 constexpr int CLUSTERS = 32, COLUMNS = 32, WARP_ROWS = 16;
 constexpr int STRIDE = COLUMNS / 4 + 1;  // in quads; one more, so that rows at the same place of the piece lie in different banks
 template <int THREADS>
@@ -38,17 +38,6 @@ CUDA_OPS_DEVICE int64_t clusters_of(const Side<T>& side, const Step& step) {
 
 CUDA_OPS_DEVICE int64_t sample_size(int64_t n, int64_t C, int64_t sample) { return smaller(n, sample > 4 * C ? sample : 4 * C); }
 
-// half_norms[c] = |c|^2 / 2, by a warp for each centroid.
-CUDA_OPS_DEVICE void measure_norms(const float* centroids, int64_t C, int64_t D, float* half_norms) {
-  const int lane = device::thread() % WARP;
-  for (int64_t c = device::thread() / WARP; c < C; c += device::threads() / WARP) {
-    float sum = 0;
-    for (int64_t d = lane; d < D; d += WARP) sum = device::fma(centroids[c * D + d], centroids[c * D + d], sum);
-    for (int lanes = WARP / 2; lanes; lanes /= 2) sum += device::shuffle_xor(sum, lanes);
-    if (lane == 0) half_norms[c] = sum / 2;
-  }
-}
-
 // A thread's rows of a tile, and whether it is the one of several that hands on what was found for it.
 template <class T>
 CUDA_OPS_DEVICE int own_row(int r) { return device::thread() / WARP * WARP_ROWS + device::thread() % WARP / CLUSTER_LANES<T> + r * ROW_LANES<T>; }
@@ -56,7 +45,7 @@ template <class T>
 CUDA_OPS_DEVICE bool hands_on(int r) { return device::thread() % CLUSTER_LANES<T> == r; }
 
 template <class T, int THREADS>
-using Product = SplitProduct<T, TILE_ROWS<THREADS>, CLUSTERS, THREADS == 512 ? 16 : COLUMNS>;
+using Product = SplitProduct<T, TILE_ROWS<THREADS>, CLUSTERS, (THREADS == 512 && DATA_PARTS<T> > 1) ? COLUMNS / 2 : COLUMNS>;
 // Of shared memory, for the products.
 template <class T, int THREADS>
 constexpr int QUADS = sizeof(T) == 2 ? Product<T, THREADS>::QUADS : (TILE_ROWS<THREADS> + CLUSTERS) * STRIDE;
@@ -145,8 +134,7 @@ CUDA_OPS_DEVICE void find_nearest(const T* x, int64_t token, int64_t element, in
 // order[] = the sampled positions, by their cluster and within it as they were; the members of cluster c end before ends[c], where those of c + 1 begin.
 // `assigned` is read behind a barrier.
 template <int THREADS>
-CUDA_OPS_DEVICE void list_members(const int32_t* assigned, const int32_t* positions, int64_t S, int64_t C, int32_t* sums, int32_t* ranked, int32_t* ends,
-                                  int32_t* order) {
+CUDA_OPS_DEVICE void list_members(const int32_t* assigned, const int32_t* positions, int64_t S, int64_t C, int32_t* sums, int32_t* ends, int32_t* order) {
   const int t = device::thread();
   for (int64_t c = t; c < C; c += THREADS) ends[c] = 0;
   device::barrier();
@@ -159,39 +147,55 @@ CUDA_OPS_DEVICE void list_members(const int32_t* assigned, const int32_t* positi
     if (c0 + t < C) ends[c0 + t] = smaller_clusters + before;
     smaller_clusters += total;
   }
-  for (int64_t j0 = 0; j0 < S; j0 += RANKED) {
-    const bool listed = t < RANKED && j0 + t < S;
+  device::barrier();
+  // one warp, for a member's place is behind those of all before it
+  for (int64_t j0 = 0; j0 < S && t < WARP; j0 += WARP) {
+    const bool listed = j0 + t < S;
     const int32_t cluster = listed ? assigned[j0 + t] : -1;
-    if (t < RANKED) ranked[t] = cluster;
-    device::barrier();
-    int32_t place = listed ? ends[cluster] : 0;
-    for (int other = 0; other < t / WARP * WARP + WARP && t < RANKED; ++other) place += other < t && ranked[other] == cluster;
-    device::barrier();
-    if (listed) {
-      order[place] = positions[j0 + t];
-      device::add(&ends[cluster], 1);
-    }
+    const uint32_t alike = device::match(cluster), before = alike & ((1u << t) - 1);
+    if (listed) order[ends[cluster] + device::ones(before)] = positions[j0 + t];
+    device::warp_barrier();
+    if (listed && !before) ends[cluster] += device::ones(alike);
+    device::warp_barrier();
   }
   device::barrier();
 }
 
-// The mean of each cluster's members, summed in their order, WARP columns by a warp; a cluster without members stays.
-template <class T>
-CUDA_OPS_DEVICE void replace_by_means(const T* x, int64_t token, int64_t element, const int32_t* order, const int32_t* ends, int64_t C, int64_t D,
-                                      float* centroids) {
-  const int64_t pieces = (D + WARP - 1) / WARP;
-  for (int64_t task = device::thread() / WARP; task < C * pieces; task += device::threads() / WARP) {
-    const int64_t c = task / pieces, d = task % pieces * WARP + device::thread() % WARP;
-    const int32_t begin = c ? ends[c - 1] : 0, end = ends[c];
-    if (d >= D || begin == end) continue;
-    float sum = 0;
-    CUDA_OPS_UNROLL(4)
-    for (int32_t r = begin; r < end; ++r) sum += widen(x[order[r] * token + d * element]);
-    centroids[c * D + d] = sum / float(end - begin);
+// centroids[c] = the mean of `size` rows, row i at position(i), summed in their order, and half_norms[c] = |c|^2 / 2; by one warp.
+template <class T, class Position>
+CUDA_OPS_DEVICE void place_centroid(const T* x, int64_t token, int64_t element, int32_t size, const Position& position, int64_t D, float* centroid, float* half_norm) {
+  constexpr int OWN_COLUMNS = 2, AT_ONCE = 8;
+  const int lane = device::thread() % WARP;
+  float squares = 0;
+  for (int64_t d0 = 0; d0 < D; d0 += OWN_COLUMNS * WARP) {
+    float sum[OWN_COLUMNS] = {};
+    for (int32_t i0 = 0; i0 < size; i0 += AT_ONCE) {
+      T numbers[AT_ONCE][OWN_COLUMNS];
+      CUDA_OPS_UNROLL(AT_ONCE)
+      for (int i = 0; i < AT_ONCE; ++i)
+        for (int own = 0; own < OWN_COLUMNS; ++own) {
+          const int64_t d = d0 + own * WARP + lane;
+          numbers[i][own] = i0 + i < size && d < D ? x[position(i0 + i) * token + d * element] : T{};
+        }
+      CUDA_OPS_UNROLL(AT_ONCE)
+      for (int i = 0; i < AT_ONCE; ++i)
+        for (int own = 0; own < OWN_COLUMNS; ++own) sum[own] += widen(numbers[i][own]);
+    }
+    for (int own = 0; own < OWN_COLUMNS; ++own) {
+      const int64_t d = d0 + own * WARP + lane;
+      const float mean = sum[own] / float(size);
+      if (d < D) centroid[d] = mean;
+      squares = device::fma(mean, mean, squares);
+    }
   }
+  squares = warp_sum(squares);
+  if (lane == 0) *half_norm = squares / 2;
 }
 
 constexpr int SAMPLE_THREADS = 512;
+// Of a sample's tokens are kept in shared memory; larger samples in global memory.
+template <class T>
+constexpr int MOST_SHARED_ROWS = sizeof(T) == 2 ? 1024 : 256;
 
 // A block for each head: the starts, then the rounds on its sample.
 template <class T>
@@ -199,8 +203,8 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SAMPLE_THREADS) sample_centroids(Side<T> first, S
                                                                 int64_t rounds) {
   constexpr int THREADS = SAMPLE_THREADS;
   CUDA_OPS_SHARED(Quad, memory, (QUADS<T, THREADS>));
+  CUDA_OPS_SHARED(int32_t, shared_rows, 3 * MOST_SHARED_ROWS<T>);
   CUDA_OPS_SHARED(int32_t, shared_ends, MOST_SHARED_CLUSTERS);
-  CUDA_OPS_SHARED(int32_t, ranked, RANKED);
   CUDA_OPS_SHARED(int32_t, sums, THREADS / WARP);
   const bool is_first = device::block() < first_blocks;
   const Side<T> side = is_first ? first : second;
@@ -208,18 +212,17 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SAMPLE_THREADS) sample_centroids(Side<T> first, S
   if (n == 0) return;
   const Step step = step_of(budgets, n);
   const int64_t C = clusters_of(side, step), S = sample_size(n, C, step.sample);
-  const int t = device::thread();
+  const int t = device::thread(), warp = t / WARP;
   const T* x = side.x.base + side.x.offset(b, head % side.heads, 0, 0);
   float *centroids = side.centroids + head * side.C * D, *half_norms = side.half_norms + head * side.C;
-  int32_t *assigned = side.memory + head * side.memory_size, *order = assigned + S, *positions = order + S;
-  int32_t* ends = C <= MOST_SHARED_CLUSTERS ? shared_ends : positions + S;
-  for (int64_t c = t / WARP; c < C; c += THREADS / WARP) {
-    const T* row = x + position_of(tokens, b, c * n / C) * side.x.token;
-    for (int64_t d = t % WARP; d < D; d += WARP) centroids[c * D + d] = widen(row[d * side.x.element]);
+  int32_t *own_memory = side.memory + head * side.memory_size, *assigned = S <= MOST_SHARED_ROWS<T> ? shared_rows : own_memory;
+  int32_t *order = assigned + S, *positions = order + S, *ends = C <= MOST_SHARED_CLUSTERS ? shared_ends : own_memory + 3 * S;
+  for (int64_t c = warp; c < C; c += THREADS / WARP) {
+    const int64_t start = position_of(tokens, b, c * n / C);
+    place_centroid(x, side.x.token, side.x.element, 1, [=](int32_t) { return start; }, D, centroids + c * D, half_norms + c);
   }
   for (int64_t j = t; j < S && rounds; j += THREADS) positions[j] = int32_t(position_of(tokens, b, j * n / S));
   device::barrier();
-  measure_norms(centroids, C, D, half_norms);
   for (int64_t round = 0; round < rounds; ++round) {
     for (int64_t j0 = 0; j0 < S; j0 += TILE_ROWS<THREADS>) {
       int32_t nearest[OWN_ROWS<T>];
@@ -229,10 +232,14 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SAMPLE_THREADS) sample_centroids(Side<T> first, S
       for (int r = 0; r < OWN_ROWS<T>; ++r)
         if (hands_on<T>(r) && own_row<T>(r) < rows) assigned[j0 + own_row<T>(r)] = nearest[r];
     }
-    list_members<THREADS>(assigned, positions, S, C, sums, ranked, ends, order);
-    replace_by_means(x, side.x.token, side.x.element, order, ends, C, D, centroids);
+    list_members<THREADS>(assigned, positions, S, C, sums, ends, order);
+    for (int64_t c = warp; c < C; c += THREADS / WARP) {
+      const int32_t begin = c ? ends[c - 1] : 0, size = ends[c] - begin;
+      const auto member = [=](int32_t i) { return int64_t(order[begin + i]); };
+      // one without members stays
+      if (size) place_centroid(x, side.x.token, side.x.element, size, member, D, centroids + c * D, half_norms + c);
+    }
     device::barrier();
-    measure_norms(centroids, C, D, half_norms);
   }
 }
 

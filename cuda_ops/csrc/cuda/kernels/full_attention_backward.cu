@@ -1,6 +1,6 @@
 #include "full_attention_backward.h"
 
-#include "tile_product.h"
+#include "token_tiles.h"
 
 namespace {
 
@@ -55,94 +55,85 @@ CUDA_OPS_DEVICE void list_statistics(const Cluster& cluster, int64_t N, const fl
   for (int s = 0; s < STATISTICS; ++s) to[s * TILE + t] = here ? from[s] : 0;
 }
 
-// logits[r][c] = scale * q . k and products[r][c] = grad . v for a tile of queries and one of keys. The pieces are free to use before and after.
+// The rows of a tile of queries or keys of the cluster's head.
 template <class T>
-CUDA_OPS_DEVICE void logits_and_products(const Inputs<T>& in, const Cluster& cluster, const int32_t* queries, const int32_t* keys, TileQuad* pieces,
-                                         float (&logits)[OWN][OWN], float (&products)[OWN][OWN]) {
-  constexpr int PIECE = DEPTH * TILE_QUADS;
-  const int64_t D = in.shape.D, key_head = cluster.h / in.shape.group;
-  for (int r = 0; r < OWN; ++r)
-    for (int c = 0; c < OWN; ++c) logits[r][c] = products[r][c] = 0;
-  for (int64_t d0 = 0; d0 < D; d0 += DEPTH) {
-    load_across(in.q, cluster.b, cluster.h, queries, d0, D, in.scale, pieces);
-    load_across(in.k, cluster.b, key_head, keys, d0, D, 1, pieces + PIECE);
-    load_across(in.grad, cluster.b, cluster.h, queries, d0, D, 1, pieces + 2 * PIECE);
-    load_across(in.v, cluster.b, key_head, keys, d0, D, 1, pieces + 3 * PIECE);
-    device::barrier();
-    add_product(pieces, pieces + PIECE, DEPTH, logits);
-    add_product(pieces + 2 * PIECE, pieces + 3 * PIECE, DEPTH, products);
-    device::barrier();
-  }
+CUDA_OPS_DEVICE TileRows<T> rows_of_queries(const Inputs<T>& in, const Heads<T>& x, const Cluster& cluster, const int32_t* queries) {
+  return {x, cluster.b, cluster.h, in.shape.D, queries};
+}
+template <class T>
+CUDA_OPS_DEVICE TileRows<T> rows_of_keys(const Inputs<T>& in, const Heads<T>& x, const Cluster& cluster, const int32_t* keys) {
+  return {x, cluster.b, cluster.h / in.shape.group, in.shape.D, keys};
 }
 
-// From logits to weights t_ij, and from products to the gradients by the logits; 0 where there is no query or no key.
-CUDA_OPS_DEVICE void weights_and_gradients(const float* statistics, const int32_t* queries, const int32_t* keys, float (&logits)[OWN][OWN],
-                                           float (&products)[OWN][OWN]) {
-  for (int r = 0; r < OWN; ++r) {
-    const int row = own_row() + r;
-    const float largest = statistics[row], factor = statistics[TILE + row], mean = statistics[2 * TILE + row];
-    for (int c = 0; c < OWN; ++c) {
-      const bool here = queries[row] >= 0 && keys[own_column() + c] >= 0;
-      logits[r][c] = here ? device::exponential(logits[r][c] - largest) * factor : 0;
-      products[r][c] = here ? logits[r][c] * (products[r][c] - mean) : 0;
-    }
-  }
+// From the products q . k to the weight t_ij, and from grad . v to the gradient by the logit; 0 where there is no query or no key.
+CUDA_OPS_DEVICE void weight_and_gradient(const float* statistics, int query, bool here, float scale, float& along_x, float& along_y) {
+  const float largest = statistics[query], factor = statistics[TILE + query], mean = statistics[2 * TILE + query];
+  along_x = here ? device::exponential(along_x * scale - largest) * factor : 0;
+  along_y = here ? along_x * (along_y - mean) : 0;
 }
 
 // Over the lanes that share a row, in one fixed order.
+template <int LANES>
 CUDA_OPS_DEVICE float row_sum(float value) {
-  for (int lanes = 1; lanes < LANES_OF_ROW; lanes *= 2) value += device::shuffle_xor(value, lanes);
+  for (int lanes = 1; lanes < LANES; lanes *= 2) value += device::shuffle_xor(value, lanes);
   return value;
 }
+template <int LANES>
 CUDA_OPS_DEVICE float row_largest(float value) {
-  for (int lanes = 1; lanes < LANES_OF_ROW; lanes *= 2) value = larger(value, device::shuffle_xor(value, lanes));
+  for (int lanes = 1; lanes < LANES; lanes *= 2) value = larger(value, device::shuffle_xor(value, lanes));
   return value;
 }
 
 // Blocks are (batch row, head, cluster, part): a part has every parts-th tile of queries, and goes over the keys with a running maximum.
 template <class T>
-CUDA_OPS_KERNEL statistics_of_rows(Inputs<T> in, Lists lists, int64_t parts, float* statistics) {
-  CUDA_OPS_SHARED(TileQuad, pieces, TILE * TILE_QUADS);
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(TileOf<T>::THREADS) statistics_of_rows(Inputs<T> in, Lists lists, int64_t parts, float* statistics) {
+  using Tile = TileOf<T>;
+  CUDA_OPS_SHARED(TileQuad, memory, Tile::QUADS);
   CUDA_OPS_SHARED(int32_t, queries, TILE);
   CUDA_OPS_SHARED(int32_t, keys, TILE);
   const int64_t part = device::block() % parts, c = device::block() / parts % lists.C, head = device::block() / parts / lists.C;
   const Cluster cluster = cluster_of(lists, in.tokens, in.shape, head, c);
   if (!cluster.keys) return;
+  const Tile tile(memory);
   for (int64_t r0 = part * TILE; r0 < cluster.queries; r0 += parts * TILE) {
     list_queries(cluster, in.tokens, r0, queries);
-    float largest[OWN], sum[OWN], mean[OWN];
-    for (int r = 0; r < OWN; ++r) {
+    float largest[Tile::ROWS], sum[Tile::ROWS], mean[Tile::ROWS];
+    for (int r = 0; r < Tile::ROWS; ++r) {
       largest[r] = -infinity();
       sum[r] = mean[r] = 0;
     }
     for (int64_t j0 = 0; j0 < cluster.keys; j0 += TILE) {
-      float logits[OWN][OWN], products[OWN][OWN];
+      typename Tile::Numbers logits, products;
       list_keys(cluster, in.tokens, j0, keys);
       device::barrier();
-      logits_and_products(in, cluster, queries, keys, pieces, logits, products);
-      for (int r = 0; r < OWN; ++r) {
+      tile.multiply(rows_of_queries(in, in.q, cluster, queries), rows_of_keys(in, in.k, cluster, keys), rows_of_queries(in, in.grad, cluster, queries),
+                    rows_of_keys(in, in.v, cluster, keys), logits, products);
+      CUDA_OPS_UNROLL(Tile::ROWS)
+      for (int r = 0; r < Tile::ROWS; ++r) {
         float here = -infinity();
-        for (int k = 0; k < OWN; ++k) {
-          if (j0 + own_column() + k >= cluster.keys) logits[r][k] = -infinity();
-          here = larger(logits[r][k], here);
+        CUDA_OPS_UNROLL(Tile::COLUMNS)
+        for (int k = 0; k < Tile::COLUMNS; ++k) {
+          logits(r, k) = j0 + Tile::column(k) < cluster.keys ? logits(r, k) * in.scale : -infinity();
+          here = larger(logits(r, k), here);
         }
-        here = larger(largest[r], row_largest(here));
+        here = larger(largest[r], row_largest<Tile::LANES>(here));
         float more = 0, weighted = 0;
-        for (int k = 0; k < OWN; ++k) {
-          const float weight = j0 + own_column() + k < cluster.keys ? device::exponential(logits[r][k] - here) : 0;
+        CUDA_OPS_UNROLL(Tile::COLUMNS)
+        for (int k = 0; k < Tile::COLUMNS; ++k) {
+          const float weight = j0 + Tile::column(k) < cluster.keys ? device::exponential(logits(r, k) - here) : 0;
           more += weight;
-          weighted = device::fma(weight, products[r][k], weighted);
+          weighted = device::fma(weight, products(r, k), weighted);
         }
         const float factor = device::exponential(largest[r] - here);
-        sum[r] = device::fma(sum[r], factor, row_sum(more));
-        mean[r] = device::fma(mean[r], factor, row_sum(weighted));
+        sum[r] = device::fma(sum[r], factor, row_sum<Tile::LANES>(more));
+        mean[r] = device::fma(mean[r], factor, row_sum<Tile::LANES>(weighted));
         largest[r] = here;
       }
       device::barrier();
     }
-    for (int r = 0; r < OWN; ++r) {
-      const int64_t rank = r0 + own_row() + r;
-      if (own_column() || rank >= cluster.queries) continue;
+    for (int r = 0; r < Tile::ROWS; ++r) {
+      const int64_t rank = r0 + Tile::row(r);
+      if (Tile::column(0) || rank >= cluster.queries) continue;
       float* to = statistics + (head * in.shape.N + cluster.query(rank)) * STATISTICS;
       to[0] = largest[r];
       to[1] = 1 / sum[r];
@@ -153,126 +144,119 @@ CUDA_OPS_KERNEL statistics_of_rows(Inputs<T> in, Lists lists, int64_t parts, flo
 
 // Blocks are (batch row, head, cluster, part, columns of D).
 template <class T>
-CUDA_OPS_KERNEL gradients_of_queries(Inputs<T> in, Lists lists, int64_t parts, int64_t slices, const float* statistics, const float* mass, const float* mean_grad,
-                                     Heads<T> grad_q) {
-  CUDA_OPS_SHARED(TileQuad, pieces, TILE * TILE_QUADS);
-  CUDA_OPS_SHARED(TileQuad, weights, TILE * TILE_QUADS);
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(TileOf<T>::THREADS) gradients_of_queries(Inputs<T> in, Lists lists, int64_t parts, int64_t slices, const float* statistics,
+                                                                         const float* mass, const float* mean_grad, Heads<T> grad_q) {
+  using Tile = TileOf<T>;
+  CUDA_OPS_SHARED(TileQuad, memory, Tile::QUADS);
   CUDA_OPS_SHARED(int32_t, queries, TILE);
   CUDA_OPS_SHARED(int32_t, keys, TILE);
   CUDA_OPS_SHARED(float, listed, TILE * STATISTICS);
   const int64_t d0 = device::block() % slices * TILE, part = device::block() / slices % parts, c = device::block() / slices / parts % lists.C;
   const Cluster cluster = cluster_of(lists, in.tokens, in.shape, device::block() / slices / parts / lists.C, c);
   const int64_t D = in.shape.D;
+  const Tile tile(memory);
   for (int64_t r0 = part * TILE; r0 < cluster.queries; r0 += parts * TILE) {
-    device::barrier();
     list_queries(cluster, in.tokens, r0, queries);
     if (cluster.keys) list_statistics(cluster, in.shape.N, statistics, r0, listed);
     device::barrier();
-    float sum[OWN][OWN] = {};
+    typename Tile::Numbers sum;
     for (int64_t j0 = 0; j0 < cluster.keys; j0 += TILE) {
-      float logits[OWN][OWN], products[OWN][OWN];
+      typename Tile::Numbers weights, products;
       list_keys(cluster, in.tokens, j0, keys);
       device::barrier();
-      logits_and_products(in, cluster, queries, keys, pieces, logits, products);
-      weights_and_gradients(listed, queries, keys, logits, products);
-      store_columns(products, weights);
-      load_along(in.k, cluster.b, cluster.h / in.shape.group, keys, d0, D, 1, pieces);
-      device::barrier();
-      add_tile(weights, pieces, int(smaller(int64_t(TILE), cluster.keys - j0)), sum);
-      device::barrier();
+      const TileRows<T> key_rows = rows_of_keys(in, in.k, cluster, keys);
+      tile.multiply(rows_of_queries(in, in.q, cluster, queries), key_rows, rows_of_queries(in, in.grad, cluster, queries), rows_of_keys(in, in.v, cluster, keys),
+                    weights, products);
+      CUDA_OPS_UNROLL(Tile::ROWS)
+      for (int r = 0; r < Tile::ROWS; ++r)
+        CUDA_OPS_UNROLL(Tile::COLUMNS)
+        for (int k = 0; k < Tile::COLUMNS; ++k)
+          weight_and_gradient(listed, Tile::row(r), queries[Tile::row(r)] >= 0 && keys[Tile::column(k)] >= 0, in.scale, weights(r, k), products(r, k));
+      tile.add(products, key_rows, d0, sum);
     }
-    store_rows(sum, weights);
-    device::barrier();
     const float factor = mass ? mass[cluster.cluster] : 1;
-    for_each_number(weights, d0, D, [&](int i, int64_t d, float number) {
+    tile.each(sum, d0, D, [&](int i, int64_t d, float number) {
       const float shared = mean_grad ? mean_grad[cluster.cluster * D + d] : 0;
       if (queries[i] >= 0) grad_q.set(cluster.b, cluster.h, queries[i], d, in.scale * (cluster.keys ? device::fma(factor, number, shared) : shared));
     });
   }
 }
 
-// What the queries of a cluster add to the gradients of the keys j0 …, columns d0 …, in the order of the queries.
-struct KeyTile {
-  TileQuad *pieces, *weights;
+// What the queries of a cluster add to the gradients of the keys j0 …, columns d0 …, in the order of the queries; that of the keys is without the scale.
+struct KeyLists {
   int32_t *queries, *keys;
   float* statistics;
 };
-template <class T>
-CUDA_OPS_DEVICE void add_key_gradients(const Inputs<T>& in, const Cluster& cluster, const float* statistics, int64_t j0, int64_t d0, const KeyTile& s,
-                                       float (&sum_k)[OWN][OWN], float (&sum_v)[OWN][OWN]) {
-  const int64_t D = in.shape.D;
-  list_keys(cluster, in.tokens, j0, s.keys);
+template <class T, class Tile, class Numbers>
+CUDA_OPS_DEVICE void add_key_gradients(const Tile& tile, const Inputs<T>& in, const Cluster& cluster, const float* statistics, int64_t j0, int64_t d0,
+                                       const KeyLists& lists, Numbers& sum_k, Numbers& sum_v) {
+  list_keys(cluster, in.tokens, j0, lists.keys);
   for (int64_t r0 = 0; r0 < cluster.queries; r0 += TILE) {
-    const int count = int(smaller(int64_t(TILE), cluster.queries - r0));
-    float logits[OWN][OWN], products[OWN][OWN];
-    list_queries(cluster, in.tokens, r0, s.queries);
-    list_statistics(cluster, in.shape.N, statistics, r0, s.statistics);
+    Numbers weights, products;
+    list_queries(cluster, in.tokens, r0, lists.queries);
+    list_statistics(cluster, in.shape.N, statistics, r0, lists.statistics);
     device::barrier();
-    logits_and_products(in, cluster, s.queries, s.keys, s.pieces, logits, products);
-    weights_and_gradients(s.statistics, s.queries, s.keys, logits, products);
-    store_rows(products, s.weights);
-    load_along(in.q, cluster.b, cluster.h, s.queries, d0, D, in.scale, s.pieces);
-    device::barrier();
-    add_tile(s.weights, s.pieces, count, sum_k);
-    device::barrier();
-    store_rows(logits, s.weights);
-    load_along(in.grad, cluster.b, cluster.h, s.queries, d0, D, 1, s.pieces);
-    device::barrier();
-    add_tile(s.weights, s.pieces, count, sum_v);
-    device::barrier();
+    const TileRows<T> query_rows = rows_of_queries(in, in.q, cluster, lists.queries), grad_rows = rows_of_queries(in, in.grad, cluster, lists.queries);
+    tile.multiply(rows_of_keys(in, in.k, cluster, lists.keys), query_rows, rows_of_keys(in, in.v, cluster, lists.keys), grad_rows, weights, products);
+    CUDA_OPS_UNROLL(Tile::ROWS)
+    for (int k = 0; k < Tile::ROWS; ++k)
+      CUDA_OPS_UNROLL(Tile::COLUMNS)
+      for (int r = 0; r < Tile::COLUMNS; ++r) {
+        const int query = Tile::column(r);
+        weight_and_gradient(lists.statistics, query, lists.queries[query] >= 0 && lists.keys[Tile::row(k)] >= 0, in.scale, weights(k, r), products(k, r));
+      }
+    tile.add(products, query_rows, d0, sum_k);
+    tile.add(weights, grad_rows, d0, sum_v);
   }
 }
 
 // Blocks are (batch row, key head, tile of keys, columns of D).
 template <class T>
-CUDA_OPS_KERNEL gradients_of_keys(Inputs<T> in, int64_t tiles, int64_t slices, const float* statistics, Heads<T> grad_k, Heads<T> grad_v) {
-  CUDA_OPS_SHARED(TileQuad, pieces, TILE * TILE_QUADS);
-  CUDA_OPS_SHARED(TileQuad, weights, TILE * TILE_QUADS);
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(TileOf<T>::THREADS) gradients_of_keys(Inputs<T> in, int64_t tiles, int64_t slices, const float* statistics, Heads<T> grad_k,
+                                                                      Heads<T> grad_v) {
+  using Tile = TileOf<T>;
+  CUDA_OPS_SHARED(TileQuad, memory, Tile::QUADS);
   CUDA_OPS_SHARED(int32_t, queries, TILE);
   CUDA_OPS_SHARED(int32_t, keys, TILE);
   CUDA_OPS_SHARED(float, listed, TILE * STATISTICS);
   const int64_t d0 = device::block() % slices * TILE, j0 = device::block() / slices % tiles * TILE, key_head = device::block() / slices / tiles;
   const int64_t group = in.shape.group, key_heads = in.shape.H / group, b = key_head / key_heads, n = count_of(in.tokens, b), D = in.shape.D;
   if (j0 >= n) return;
-  float sum_k[OWN][OWN] = {}, sum_v[OWN][OWN] = {};
+  const Tile tile(memory);
+  typename Tile::Numbers sum_k, sum_v;
   for (int64_t h = 0; h < group; ++h) {
     const Cluster cluster{nullptr, nullptr, b, key_head % key_heads * group + h, key_head * group + h, 0, n, n, true};
-    add_key_gradients(in, cluster, statistics, j0, d0, KeyTile{pieces, weights, queries, keys, listed}, sum_k, sum_v);
+    add_key_gradients(tile, in, cluster, statistics, j0, d0, KeyLists{queries, keys, listed}, sum_k, sum_v);
   }
-  store_rows(sum_k, pieces);
-  store_rows(sum_v, weights);
-  device::barrier();
-  for_each_number(pieces, d0, D, [&](int i, int64_t d, float number) {
-    if (keys[i] >= 0) grad_k.set(b, key_head % key_heads, keys[i], d, number);
+  tile.each(sum_k, d0, D, [&](int i, int64_t d, float number) {
+    if (keys[i] >= 0) grad_k.set(b, key_head % key_heads, keys[i], d, in.scale * number);
   });
-  for_each_number(weights, d0, D, [&](int i, int64_t d, float number) {
+  tile.each(sum_v, d0, D, [&](int i, int64_t d, float number) {
     if (keys[i] >= 0) grad_v.set(b, key_head % key_heads, keys[i], d, number);
   });
 }
 
 // Blocks are (batch row, head, cluster, tile of slots, columns of D).
 template <class T>
-CUDA_OPS_KERNEL gradients_of_slots(Inputs<T> in, Lists lists, int64_t tiles, int64_t slices, const float* statistics, const float* mass, float* slots_k,
-                                   float* slots_v) {
-  CUDA_OPS_SHARED(TileQuad, pieces, TILE * TILE_QUADS);
-  CUDA_OPS_SHARED(TileQuad, weights, TILE * TILE_QUADS);
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(TileOf<T>::THREADS) gradients_of_slots(Inputs<T> in, Lists lists, int64_t tiles, int64_t slices, const float* statistics,
+                                                                       const float* mass, float* slots_k, float* slots_v) {
+  using Tile = TileOf<T>;
+  CUDA_OPS_SHARED(TileQuad, memory, Tile::QUADS);
   CUDA_OPS_SHARED(int32_t, queries, TILE);
   CUDA_OPS_SHARED(int32_t, keys, TILE);
   CUDA_OPS_SHARED(float, listed, TILE * STATISTICS);
   const int64_t d0 = device::block() % slices * TILE, j0 = device::block() / slices % tiles * TILE, c = device::block() / slices / tiles % lists.C;
   const Cluster cluster = cluster_of(lists, in.tokens, in.shape, device::block() / slices / tiles / lists.C, c);
   if (j0 >= cluster.keys) return;
-  float sum_k[OWN][OWN] = {}, sum_v[OWN][OWN] = {};
-  add_key_gradients(in, cluster, statistics, j0, d0, KeyTile{pieces, weights, queries, keys, listed}, sum_k, sum_v);
+  const Tile tile(memory);
+  typename Tile::Numbers sum_k, sum_v;
+  add_key_gradients(tile, in, cluster, statistics, j0, d0, KeyLists{queries, keys, listed}, sum_k, sum_v);
   const float factor = cluster.queries ? mass[cluster.cluster] : 0;
-  store_rows(sum_k, pieces);
-  store_rows(sum_v, weights);
-  device::barrier();
   const int64_t place = (cluster.cluster * lists.K + j0) * in.shape.D;
-  for_each_number(pieces, d0, in.shape.D, [&](int i, int64_t d, float number) {
-    if (j0 + i < cluster.keys) slots_k[place + i * in.shape.D + d] = factor * number;
+  tile.each(sum_k, d0, in.shape.D, [&](int i, int64_t d, float number) {
+    if (j0 + i < cluster.keys) slots_k[place + i * in.shape.D + d] = factor * in.scale * number;
   });
-  for_each_number(weights, d0, in.shape.D, [&](int i, int64_t d, float number) {
+  tile.each(sum_v, d0, in.shape.D, [&](int i, int64_t d, float number) {
     if (j0 + i < cluster.keys) slots_v[place + i * in.shape.D + d] = factor * number;
   });
 }
@@ -293,7 +277,7 @@ void row_statistics(const Incoming& in, const Lists& lists, float* statistics, S
   with_type(in.q.type, [&](auto type) {
     using T = decltype(type);
     const Inputs<T> inputs(in);
-    CUDA_OPS_LAUNCH(statistics_of_rows<T>, blocks, TILE_THREADS, stream, inputs, lists, parts, statistics);
+    CUDA_OPS_LAUNCH(statistics_of_rows<T>, blocks, TileOf<T>::THREADS, stream, inputs, lists, parts, statistics);
   });
 }
 
@@ -305,7 +289,7 @@ void query_gradients(const Incoming& in, const Lists& lists, const float* statis
     using T = decltype(type);
     const Inputs<T> inputs(in);
     const Heads<T> out(grad_q);
-    CUDA_OPS_LAUNCH(gradients_of_queries<T>, blocks, TILE_THREADS, stream, inputs, lists, parts, slices, statistics, mass, mean_grad, out);
+    CUDA_OPS_LAUNCH(gradients_of_queries<T>, blocks, TileOf<T>::THREADS, stream, inputs, lists, parts, slices, statistics, mass, mean_grad, out);
   });
 }
 
@@ -316,7 +300,7 @@ void key_gradients(const Incoming& in, const float* statistics, const Vectors& g
     using T = decltype(type);
     const Inputs<T> inputs(in);
     const Heads<T> out_k(grad_k), out_v(grad_v);
-    CUDA_OPS_LAUNCH(gradients_of_keys<T>, blocks, TILE_THREADS, stream, inputs, tiles, slices, statistics, out_k, out_v);
+    CUDA_OPS_LAUNCH(gradients_of_keys<T>, blocks, TileOf<T>::THREADS, stream, inputs, tiles, slices, statistics, out_k, out_v);
   });
 }
 
@@ -326,7 +310,7 @@ void listed_key_gradients(const Incoming& in, const Lists& lists, const float* s
   with_type(in.q.type, [&](auto type) {
     using T = decltype(type);
     const Inputs<T> inputs(in);
-    CUDA_OPS_LAUNCH(gradients_of_slots<T>, blocks, TILE_THREADS, stream, inputs, lists, tiles, slices, statistics, mass, slots_k, slots_v);
+    CUDA_OPS_LAUNCH(gradients_of_slots<T>, blocks, TileOf<T>::THREADS, stream, inputs, lists, tiles, slices, statistics, mass, slots_k, slots_v);
   });
 }
 

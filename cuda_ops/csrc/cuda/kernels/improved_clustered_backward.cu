@@ -107,14 +107,14 @@ CUDA_OPS_KERNEL sum_part(const float* score_grad, Heads<T> k, Tokens tokens, Sha
       const int32_t position = positions[t % TILE];
       weights->at[t % TILE * TILE_STRIDE + c] = position >= 0 && c0 + c < C ? score_grad[(head * C + c0 + c) * tokens.N + position] : 0;
     }
-    load_along(k, b, h / shape.group, positions, d0, D, 1, rows);
+    load_along(k, b, h / shape.group, positions, d0, D, rows);
     device::barrier();
     add_tile(weights, rows, int(smaller(int64_t(TILE), end - i0)), sum);
     device::barrier();
   }
   store_rows(sum, rows);
   device::barrier();
-  for_each_number(rows, d0, D, [&](int i, int64_t d, float number) {
+  for_each_number<TILE_THREADS>(rows, d0, D, [&](int i, int64_t d, float number) {
     if (c0 + i < C) part_sums[((head * parts + part) * C + c0 + i) * D + d] = number;
   });
 }
@@ -202,10 +202,10 @@ CUDA_OPS_KERNEL gradients_of_keys(ClusterGradients in, Tokens tokens, Shape shap
   store_rows(sum_k, left);
   store_rows(sum_v, right);
   device::barrier();
-  for_each_number(left, d0, D, [&](int i, int64_t d, float number) {
+  for_each_number<TILE_THREADS>(left, d0, D, [&](int i, int64_t d, float number) {
     if (positions[i] >= 0) grad_k.set(b, key_head % key_heads, positions[i], d, number);
   });
-  for_each_number(right, d0, D, [&](int i, int64_t d, float number) {
+  for_each_number<TILE_THREADS>(right, d0, D, [&](int i, int64_t d, float number) {
     if (positions[i] >= 0) grad_v.set(b, key_head % key_heads, positions[i], d, number);
   });
 }

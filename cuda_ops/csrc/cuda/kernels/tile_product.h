@@ -34,26 +34,26 @@ CUDA_OPS_DEVICE void add_tile(const TileQuad* left, const TileQuad* right, int d
 }
 
 constexpr int DEPTH = 16;  // of the pieces that load_across loads
-// to[d][i] = factor * number d0 + d of token positions[i], 0 where there is none, for DEPTH values of d. Position -1 is no token.
+// to[d][i] = number d0 + d of token positions[i], 0 where there is none, for DEPTH values of d. Position -1 is no token.
 template <class T>
-CUDA_OPS_DEVICE void load_across(const Heads<T>& x, int64_t b, int64_t h, const int32_t* positions, int64_t d0, int64_t D, float factor, TileQuad* to) {
+CUDA_OPS_DEVICE void load_across(const Heads<T>& x, int64_t b, int64_t h, const int32_t* positions, int64_t d0, int64_t D, TileQuad* to) {
   const int d = device::thread() % DEPTH;
   const T* from = x.base + x.offset(b, h, 0, d0 + d);
   float* out = to->at + d * TILE_STRIDE;
   CUDA_OPS_UNROLL(4)
   for (int i = device::thread() / DEPTH; i < TILE; i += TILE_THREADS / DEPTH)
-    out[i] = positions[i] >= 0 && d0 + d < D ? widen(from[positions[i] * x.token]) * factor : 0;
+    out[i] = positions[i] >= 0 && d0 + d < D ? widen(from[positions[i] * x.token]) : 0;
 }
 
-// to[i][d] = factor * number d0 + d of token positions[i], 0 where there is none, for TILE values of d.
+// to[i][d] = number d0 + d of token positions[i], 0 where there is none, for TILE values of d.
 template <class T>
-CUDA_OPS_DEVICE void load_along(const Heads<T>& x, int64_t b, int64_t h, const int32_t* positions, int64_t d0, int64_t D, float factor, TileQuad* to) {
+CUDA_OPS_DEVICE void load_along(const Heads<T>& x, int64_t b, int64_t h, const int32_t* positions, int64_t d0, int64_t D, TileQuad* to) {
   const int d = device::thread() % TILE;
   const T* from = x.base + x.offset(b, h, 0, d0 + d);
   float* out = to->at + d;
   CUDA_OPS_UNROLL(4)
   for (int i = device::thread() / TILE; i < TILE; i += TILE_THREADS / TILE)
-    out[i * TILE_STRIDE] = positions[i] >= 0 && d0 + d < D ? widen(from[positions[i] * x.token]) * factor : 0;
+    out[i * TILE_STRIDE] = positions[i] >= 0 && d0 + d < D ? widen(from[positions[i] * x.token]) : 0;
 }
 
 CUDA_OPS_DEVICE void store_rows(const float (&from)[OWN][OWN], TileQuad* to) {
@@ -72,11 +72,11 @@ CUDA_OPS_DEVICE void store_columns(const float (&from)[OWN][OWN], TileQuad* to) 
 }
 
 // write(i, d0 + d, number d of row i) for the rows of a tile in shared memory, neighbours by neighbouring threads.
-template <class Write>
+template <int THREADS, class Write>
 CUDA_OPS_DEVICE void for_each_number(const TileQuad* tile, int64_t d0, int64_t D, const Write& write) {
   const int d = device::thread() % TILE;
   CUDA_OPS_UNROLL(4)
-  for (int i = device::thread() / TILE; i < TILE; i += TILE_THREADS / TILE)
+  for (int i = device::thread() / TILE; i < TILE; i += THREADS / TILE)
     if (d0 + d < D) write(i, d0 + d, tile->at[i * TILE_STRIDE + d]);
 }
 
