@@ -45,7 +45,7 @@ template <class T>
 CUDA_OPS_DEVICE bool hands_on(int r) { return device::thread() % CLUSTER_LANES<T> == r; }
 
 template <class T, int THREADS>
-using Product = SplitProduct<T, TILE_ROWS<THREADS>, CLUSTERS, (THREADS == 512 && DATA_PARTS<T> > 1) ? COLUMNS / 2 : COLUMNS>;
+using Product = SplitProduct<T, TILE_ROWS<THREADS>, CLUSTERS, THREADS == 512 ? COLUMNS / 2 : COLUMNS>;
 // Of shared memory, for the products.
 template <class T, int THREADS>
 constexpr int QUADS = sizeof(T) == 2 ? Product<T, THREADS>::QUADS : (TILE_ROWS<THREADS> + CLUSTERS) * STRIDE;
@@ -55,19 +55,19 @@ constexpr int QUADS = sizeof(T) == 2 ? Product<T, THREADS>::QUADS : (TILE_ROWS<T
 // d or what the tensor cores make of 16-bit numbers, depends on its row and its centroid alone.
 template <int THREADS, class T, class Position>
 CUDA_OPS_DEVICE void find_nearest(const T* x, int64_t token, int64_t element, int rows, const Position& position, const float* centroids, const float* half_norms,
-                                  int64_t C, int64_t D, Quad* memory, int32_t nearest[OWN_ROWS<T>]) {
+                                  int C, int D, Quad* memory, int32_t nearest[OWN_ROWS<T>]) {
   float best[OWN_ROWS<T>];
   for (int r = 0; r < OWN_ROWS<T>; ++r) {
     best[r] = -infinity();
     nearest[r] = 0;
   }
-  const auto compare = [&](int r, int64_t cluster, float score) {
+  const auto compare = [&](int r, int cluster, float score) {
     if (cluster < C && score > best[r]) {
       best[r] = score;
-      nearest[r] = int32_t(cluster);
+      nearest[r] = cluster;
     }
   };
-  for (int64_t c0 = 0; c0 < C; c0 += CLUSTERS) {
+  for (int c0 = 0; c0 < C; c0 += CLUSTERS) {
     if constexpr (sizeof(T) == 2) {
       const auto row = [=](int i) {
         const int64_t from = position(i);
@@ -79,7 +79,7 @@ CUDA_OPS_DEVICE void find_nearest(const T* x, int64_t token, int64_t element, in
       CUDA_OPS_UNROLL(4)
       for (int n = 0; n < Product<T, THREADS>::TILES; ++n)
         for (int side = 0; side < 2; ++side) {
-          const int64_t cluster = c0 + n * 8 + column_of_d(side);
+          const int cluster = c0 + n * 8 + column_of_d(side);
           const float half_norm = cluster < C ? half_norms[cluster] : 0;
           for (int r = 0; r < OWN_ROWS<T>; ++r) compare(r, cluster, sum[n][2 * r + side] - half_norm);
         }
@@ -89,7 +89,7 @@ CUDA_OPS_DEVICE void find_nearest(const T* x, int64_t token, int64_t element, in
       const bool busy = t / WARP * WARP_ROWS < rows;
       Quad *row_piece = memory, *centroid_piece = memory + TILE_ROWS<THREADS> * STRIDE;
       float sum[OWN_CLUSTERS][OWN_ROWS<T>] = {};
-      for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
+      for (int d0 = 0; d0 < D; d0 += COLUMNS) {
         float *to_row = row_piece->at, *to_centroid = centroid_piece->at;
         const int column = t % COLUMNS;
         const bool inside = d0 + column < D;
@@ -114,7 +114,7 @@ CUDA_OPS_DEVICE void find_nearest(const T* x, int64_t token, int64_t element, in
         device::barrier();
       }
       for (int c = 0; c < OWN_CLUSTERS; ++c) {
-        const int64_t cluster = c0 + own_cluster + c * CLUSTER_LANES<T>;
+        const int cluster = c0 + own_cluster + c * CLUSTER_LANES<T>;
         const float half_norm = cluster < C ? half_norms[cluster] : 0;
         for (int r = 0; r < OWN_ROWS<T>; ++r) compare(r, cluster, sum[c][r] - half_norm);
       }
@@ -134,14 +134,14 @@ CUDA_OPS_DEVICE void find_nearest(const T* x, int64_t token, int64_t element, in
 // order[] = the sampled positions, by their cluster and within it as they were; the members of cluster c end before ends[c], where those of c + 1 begin.
 // `assigned` is read behind a barrier.
 template <int THREADS>
-CUDA_OPS_DEVICE void list_members(const int32_t* assigned, const int32_t* positions, int64_t S, int64_t C, int32_t* sums, int32_t* ends, int32_t* order) {
+CUDA_OPS_DEVICE void list_members(const int32_t* assigned, const int32_t* positions, int S, int C, int32_t* sums, int32_t* ends, int32_t* order) {
   const int t = device::thread();
-  for (int64_t c = t; c < C; c += THREADS) ends[c] = 0;
+  for (int c = t; c < C; c += THREADS) ends[c] = 0;
   device::barrier();
-  for (int64_t j = t; j < S; j += THREADS) device::add(&ends[assigned[j]], 1);
+  for (int j = t; j < S; j += THREADS) device::add(&ends[assigned[j]], 1);
   device::barrier();
   int32_t smaller_clusters = 0;
-  for (int64_t c0 = 0; c0 < C; c0 += THREADS) {
+  for (int c0 = 0; c0 < C; c0 += THREADS) {
     int32_t total;
     const int32_t before = sum_before(c0 + t < C ? ends[c0 + t] : 0, sums, total);
     if (c0 + t < C) ends[c0 + t] = smaller_clusters + before;
@@ -149,7 +149,7 @@ CUDA_OPS_DEVICE void list_members(const int32_t* assigned, const int32_t* positi
   }
   device::barrier();
   // one warp, for a member's place is behind those of all before it
-  for (int64_t j0 = 0; j0 < S && t < WARP; j0 += WARP) {
+  for (int j0 = 0; j0 < S && t < WARP; j0 += WARP) {
     const bool listed = j0 + t < S;
     const int32_t cluster = listed ? assigned[j0 + t] : -1;
     const uint32_t alike = device::match(cluster), before = alike & ((1u << t) - 1);
@@ -163,18 +163,18 @@ CUDA_OPS_DEVICE void list_members(const int32_t* assigned, const int32_t* positi
 
 // centroids[c] = the mean of `size` rows, row i at position(i), summed in their order, and half_norms[c] = |c|^2 / 2; by one warp.
 template <class T, class Position>
-CUDA_OPS_DEVICE void place_centroid(const T* x, int64_t token, int64_t element, int32_t size, const Position& position, int64_t D, float* centroid, float* half_norm) {
+CUDA_OPS_DEVICE void place_centroid(const T* x, int64_t token, int64_t element, int32_t size, const Position& position, int D, float* centroid, float* half_norm) {
   constexpr int OWN_COLUMNS = 2, AT_ONCE = 8;
   const int lane = device::thread() % WARP;
   float squares = 0;
-  for (int64_t d0 = 0; d0 < D; d0 += OWN_COLUMNS * WARP) {
+  for (int d0 = 0; d0 < D; d0 += OWN_COLUMNS * WARP) {
     float sum[OWN_COLUMNS] = {};
     for (int32_t i0 = 0; i0 < size; i0 += AT_ONCE) {
       T numbers[AT_ONCE][OWN_COLUMNS];
       CUDA_OPS_UNROLL(AT_ONCE)
       for (int i = 0; i < AT_ONCE; ++i)
         for (int own = 0; own < OWN_COLUMNS; ++own) {
-          const int64_t d = d0 + own * WARP + lane;
+          const int d = d0 + own * WARP + lane;
           numbers[i][own] = i0 + i < size && d < D ? x[position(i0 + i) * token + d * element] : T{};
         }
       CUDA_OPS_UNROLL(AT_ONCE)
@@ -182,7 +182,7 @@ CUDA_OPS_DEVICE void place_centroid(const T* x, int64_t token, int64_t element, 
         for (int own = 0; own < OWN_COLUMNS; ++own) sum[own] += widen(numbers[i][own]);
     }
     for (int own = 0; own < OWN_COLUMNS; ++own) {
-      const int64_t d = d0 + own * WARP + lane;
+      const int d = d0 + own * WARP + lane;
       const float mean = sum[own] / float(size);
       if (d < D) centroid[d] = mean;
       squares = device::fma(mean, mean, squares);
@@ -199,7 +199,7 @@ constexpr int MOST_SHARED_ROWS = sizeof(T) == 2 ? 1024 : 256;
 
 // A block for each head: the starts, then the rounds on its sample.
 template <class T>
-CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SAMPLE_THREADS) sample_centroids(Side<T> first, Side<T> second, int64_t first_blocks, Tokens tokens, Budgets budgets, int64_t D,
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SAMPLE_THREADS) sample_centroids(Side<T> first, Side<T> second, int64_t first_blocks, Tokens tokens, Budgets budgets, int D,
                                                                 int64_t rounds) {
   constexpr int THREADS = SAMPLE_THREADS;
   CUDA_OPS_SHARED(Quad, memory, (QUADS<T, THREADS>));
@@ -211,29 +211,29 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SAMPLE_THREADS) sample_centroids(Side<T> first, S
   const int64_t head = device::block() - (is_first ? 0 : first_blocks), b = head / side.heads, n = count_of(tokens, b);
   if (n == 0) return;
   const Step step = step_of(budgets, n);
-  const int64_t C = clusters_of(side, step), S = sample_size(n, C, step.sample);
+  const int C = int(clusters_of(side, step)), S = int(sample_size(n, C, step.sample));
   const int t = device::thread(), warp = t / WARP;
   const T* x = side.x.base + side.x.offset(b, head % side.heads, 0, 0);
   float *centroids = side.centroids + head * side.C * D, *half_norms = side.half_norms + head * side.C;
   int32_t *own_memory = side.memory + head * side.memory_size, *assigned = S <= MOST_SHARED_ROWS<T> ? shared_rows : own_memory;
   int32_t *order = assigned + S, *positions = order + S, *ends = C <= MOST_SHARED_CLUSTERS ? shared_ends : own_memory + 3 * S;
-  for (int64_t c = warp; c < C; c += THREADS / WARP) {
-    const int64_t start = position_of(tokens, b, c * n / C);
+  for (int c = warp; c < C; c += THREADS / WARP) {
+    const int64_t start = position_of(tokens, b, int64_t(c) * n / C);
     place_centroid(x, side.x.token, side.x.element, 1, [=](int32_t) { return start; }, D, centroids + c * D, half_norms + c);
   }
-  for (int64_t j = t; j < S && rounds; j += THREADS) positions[j] = int32_t(position_of(tokens, b, j * n / S));
+  for (int j = t; j < S && rounds; j += THREADS) positions[j] = int32_t(position_of(tokens, b, int64_t(j) * n / S));
   device::barrier();
   for (int64_t round = 0; round < rounds; ++round) {
-    for (int64_t j0 = 0; j0 < S; j0 += TILE_ROWS<THREADS>) {
+    for (int j0 = 0; j0 < S; j0 += TILE_ROWS<THREADS>) {
       int32_t nearest[OWN_ROWS<T>];
-      const int rows = int(smaller<int64_t>(TILE_ROWS<THREADS>, S - j0));
+      const int rows = smaller(TILE_ROWS<THREADS>, S - j0);
       const auto position = [=](int i) { return int64_t(positions[j0 + i]); };
       find_nearest<THREADS>(x, side.x.token, side.x.element, rows, position, centroids, half_norms, C, D, memory, nearest);
       for (int r = 0; r < OWN_ROWS<T>; ++r)
         if (hands_on<T>(r) && own_row<T>(r) < rows) assigned[j0 + own_row<T>(r)] = nearest[r];
     }
     list_members<THREADS>(assigned, positions, S, C, sums, ends, order);
-    for (int64_t c = warp; c < C; c += THREADS / WARP) {
+    for (int c = warp; c < C; c += THREADS / WARP) {
       const int32_t begin = c ? ends[c - 1] : 0, size = ends[c] - begin;
       const auto member = [=](int32_t i) { return int64_t(order[begin + i]); };
       // one without members stays
@@ -247,14 +247,15 @@ constexpr int ASSIGN_THREADS = 128;
 
 // A block for each tile of tokens of a head.
 template <class T>
-CUDA_OPS_KERNEL CUDA_OPS_BLOCK(ASSIGN_THREADS) assign_tokens(Side<T> first, Side<T> second, int64_t first_blocks, Tokens tokens, Budgets budgets, int64_t D) {
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(ASSIGN_THREADS) assign_tokens(Side<T> first, Side<T> second, int64_t first_blocks, Tokens tokens, Budgets budgets, int D) {
   constexpr int THREADS = ASSIGN_THREADS, ROWS = TILE_ROWS<THREADS>;
   CUDA_OPS_SHARED(Quad, memory, (QUADS<T, THREADS>));
   CUDA_OPS_SHARED(uint32_t, valid, ROWS / WARP);
   const bool is_first = device::block() < first_blocks;
   const Side<T> side = is_first ? first : second;
   const int64_t N = tokens.N, tiles = (N + ROWS - 1) / ROWS, block = device::block() - (is_first ? 0 : first_blocks);
-  const int64_t head = block / tiles, i0 = block % tiles * ROWS, b = head / side.heads, C = clusters_of(side, step_of(budgets, count_of(tokens, b)));
+  const int64_t head = block / tiles, i0 = block % tiles * ROWS, b = head / side.heads;
+  const int C = int(clusters_of(side, step_of(budgets, count_of(tokens, b))));
   const int t = device::thread(), rows = int(smaller<int64_t>(ROWS, N - i0));
   const uint32_t votes = device::ballot(t < rows && index_of(tokens, b, i0 + t) >= 0);
   if (t < ROWS && t % WARP == 0) valid[t / WARP] = votes;
@@ -300,8 +301,8 @@ void cluster_rows(const RowClusters* sides, int count, const Tokens& tokens, con
   with_type(first.x.type, [&](auto type) {
     using T = decltype(type);
     const auto one = side_of<T>(first, cluster_rows_memory(tokens.N, first.C, sample)), other = side_of<T>(second, cluster_rows_memory(tokens.N, second.C, sample));
-    CUDA_OPS_LAUNCH(sample_centroids<T>, heads, SAMPLE_THREADS, stream, one, other, first_heads, tokens, budgets, D, rounds);
-    CUDA_OPS_LAUNCH(assign_tokens<T>, heads * tiles, ASSIGN_THREADS, stream, one, other, first_heads * tiles, tokens, budgets, D);
+    CUDA_OPS_LAUNCH(sample_centroids<T>, heads, SAMPLE_THREADS, stream, one, other, first_heads, tokens, budgets, int(D), rounds);
+    CUDA_OPS_LAUNCH(assign_tokens<T>, heads * tiles, ASSIGN_THREADS, stream, one, other, first_heads * tiles, tokens, budgets, int(D));
   });
 }
 
