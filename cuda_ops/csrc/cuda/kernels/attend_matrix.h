@@ -16,14 +16,6 @@ CUDA_OPS_DEVICE uint32_t two_of(const T* numbers, int64_t element, int left) {
   const uint32_t first = left > 0 ? numbers->bits : 0, second = left > 1 ? numbers[element].bits : 0;
   return second << 16 | first;
 }
-template <class T>
-CUDA_OPS_DEVICE float first_of(uint32_t two, T) {
-  return widen(T{uint16_t(two)});
-}
-template <class T>
-CUDA_OPS_DEVICE float second_of(uint32_t two, T) {
-  return widen(T{uint16_t(two >> 16)});
-}
 
 // Keys that every query of a block has for itself, `stride` places for each, `width` of them used: the token position, -1 for none, and two logits: the exact one, and what
 // other keys have already counted for it. What is left of a pair is the difference of its two numerators.

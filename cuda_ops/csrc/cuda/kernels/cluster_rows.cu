@@ -150,18 +150,13 @@ CUDA_OPS_DEVICE void list_members(const int32_t* assigned, const int32_t* positi
   device::barrier();
   // one warp, for a member's place is behind those of all before it
   for (int j0 = 0; j0 < S && t < WARP; j0 += WARP) {
-    const bool listed = j0 + t < S;
-    const int32_t cluster = listed ? assigned[j0 + t] : -1;
-    const uint32_t alike = device::match(cluster), before = alike & ((1u << t) - 1);
-    if (listed) order[ends[cluster] + device::ones(before)] = positions[j0 + t];
-    device::warp_barrier();
-    if (listed && !before) ends[cluster] += device::ones(alike);
-    device::warp_barrier();
+    const int32_t place = take_place(j0 + t < S ? assigned[j0 + t] : -1, ends);
+    if (j0 + t < S) order[place] = positions[j0 + t];
   }
   device::barrier();
 }
 
-// centroids[c] = the mean of `size` rows, row i at position(i), summed in their order, and half_norms[c] = |c|^2 / 2; by one warp.
+// centroid = the mean of `size` rows, row i at position(i), summed in their order, and half_norm = |centroid|^2 / 2; by one warp.
 template <class T, class Position>
 CUDA_OPS_DEVICE void place_centroid(const T* x, int64_t token, int64_t element, int32_t size, const Position& position, int D, float* centroid, float* half_norm) {
   constexpr int OWN_COLUMNS = 2, AT_ONCE = 8;
@@ -193,7 +188,7 @@ CUDA_OPS_DEVICE void place_centroid(const T* x, int64_t token, int64_t element, 
 }
 
 constexpr int SAMPLE_THREADS = 512;
-// Of a sample's tokens are kept in shared memory; larger samples in global memory.
+// The lists of a sample of so many tokens are in shared memory, those of a larger one in global memory.
 template <class T>
 constexpr int MOST_SHARED_ROWS = sizeof(T) == 2 ? 1024 : 256;
 

@@ -73,8 +73,12 @@ CUDA_OPS_DEVICE float power_of_two(float x) {
 // The larger one; the other where one is no number.
 CUDA_OPS_DEVICE float larger_number(float x, float y) { return fmaxf(x, y); }
 CUDA_OPS_DEVICE float logarithm(float x) { return logf(x); }
-// What was computed from x before is computed again where it is needed, instead of being kept in registers.
-CUDA_OPS_DEVICE void forget(uint32_t& x) { asm volatile("" : "+r"(x)); }
+// The compiler forgets what it knows of x. What was computed from x before is computed again where it is needed, instead of being kept in registers.
+template <class Word>
+CUDA_OPS_DEVICE void forget(Word& x) {
+  static_assert(sizeof(Word) == 4);
+  asm volatile("" : "+r"(x));
+}
 CUDA_OPS_DEVICE uint32_t bits_of(float x) { return __float_as_uint(x); }
 CUDA_OPS_DEVICE float float_of(uint32_t bits) { return __uint_as_float(bits); }
 // Conversions to the nearest number, of two equally near ones to the even one; NaN becomes 0x7fff.
@@ -169,5 +173,14 @@ CUDA_OPS_DEVICE void narrow(float x, float16& to) { to.bits = uint16_t(device::p
 // Two at once, the first one in the lower half.
 CUDA_OPS_DEVICE uint32_t pair(float low, float high, bfloat16) { return device::pair_of_bfloat16(low, high); }
 CUDA_OPS_DEVICE uint32_t pair(float low, float high, float16) { return device::pair_of_float16(low, high); }
+// And back.
+template <class T>
+CUDA_OPS_DEVICE float first_of(uint32_t two, T) {
+  return widen(T{uint16_t(two)});
+}
+template <class T>
+CUDA_OPS_DEVICE float second_of(uint32_t two, T) {
+  return widen(T{uint16_t(two >> 16)});
+}
 
 }  // namespace

@@ -94,7 +94,6 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(TileOf<T>::THREADS) statistics_of_rows(Inputs<T> 
   const int64_t part = device::block() % parts, c = device::block() / parts % lists.C, head = device::block() / parts / lists.C;
   const Cluster cluster = cluster_of(lists, in.tokens, in.shape, head, c);
   if (!cluster.keys) return;
-  const Tile tile(memory);
   for (int64_t r0 = part * TILE; r0 < cluster.queries; r0 += parts * TILE) {
     list_queries(cluster, in.tokens, r0, queries);
     float largest[Tile::ROWS], sum[Tile::ROWS], mean[Tile::ROWS];
@@ -106,8 +105,8 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(TileOf<T>::THREADS) statistics_of_rows(Inputs<T> 
       typename Tile::Numbers logits, products;
       list_keys(cluster, in.tokens, j0, keys);
       device::barrier();
-      tile.multiply(rows_of_queries(in, in.q, cluster, queries), rows_of_keys(in, in.k, cluster, keys), rows_of_queries(in, in.grad, cluster, queries),
-                    rows_of_keys(in, in.v, cluster, keys), logits, products);
+      multiply_tiles<Tile>(rows_of_queries(in, in.q, cluster, queries), rows_of_keys(in, in.k, cluster, keys), rows_of_queries(in, in.grad, cluster, queries),
+                           rows_of_keys(in, in.v, cluster, keys), memory, logits, products);
       CUDA_OPS_UNROLL(Tile::ROWS)
       for (int r = 0; r < Tile::ROWS; ++r) {
         float here = -infinity();
@@ -154,7 +153,6 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(TileOf<T>::THREADS) gradients_of_queries(Inputs<T
   const int64_t d0 = device::block() % slices * TILE, part = device::block() / slices % parts, c = device::block() / slices / parts % lists.C;
   const Cluster cluster = cluster_of(lists, in.tokens, in.shape, device::block() / slices / parts / lists.C, c);
   const int64_t D = in.shape.D;
-  const Tile tile(memory);
   for (int64_t r0 = part * TILE; r0 < cluster.queries; r0 += parts * TILE) {
     list_queries(cluster, in.tokens, r0, queries);
     if (cluster.keys) list_statistics(cluster, in.shape.N, statistics, r0, listed);
@@ -165,17 +163,17 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(TileOf<T>::THREADS) gradients_of_queries(Inputs<T
       list_keys(cluster, in.tokens, j0, keys);
       device::barrier();
       const TileRows<T> key_rows = rows_of_keys(in, in.k, cluster, keys);
-      tile.multiply(rows_of_queries(in, in.q, cluster, queries), key_rows, rows_of_queries(in, in.grad, cluster, queries), rows_of_keys(in, in.v, cluster, keys),
-                    weights, products);
+      multiply_tiles<Tile>(rows_of_queries(in, in.q, cluster, queries), key_rows, rows_of_queries(in, in.grad, cluster, queries),
+                           rows_of_keys(in, in.v, cluster, keys), memory, weights, products);
       CUDA_OPS_UNROLL(Tile::ROWS)
       for (int r = 0; r < Tile::ROWS; ++r)
         CUDA_OPS_UNROLL(Tile::COLUMNS)
         for (int k = 0; k < Tile::COLUMNS; ++k)
           weight_and_gradient(listed, Tile::row(r), queries[Tile::row(r)] >= 0 && keys[Tile::column(k)] >= 0, in.scale, weights(r, k), products(r, k));
-      tile.add(products, key_rows, d0, sum);
+      Tile::add(products, key_rows, d0, memory, sum);
     }
     const float factor = mass ? mass[cluster.cluster] : 1;
-    tile.each(sum, d0, D, [&](int i, int64_t d, float number) {
+    each_number<Tile>(sum, d0, D, memory, [&](int i, int64_t d, float number) {
       const float shared = mean_grad ? mean_grad[cluster.cluster * D + d] : 0;
       if (queries[i] >= 0) grad_q.set(cluster.b, cluster.h, queries[i], d, in.scale * (cluster.keys ? device::fma(factor, number, shared) : shared));
     });
@@ -183,30 +181,32 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(TileOf<T>::THREADS) gradients_of_queries(Inputs<T
 }
 
 // What the queries of a cluster add to the gradients of the keys j0 …, columns d0 …, in the order of the queries; that of the keys is without the scale.
-struct KeyLists {
+struct KeyTile {
+  TileQuad* memory;
   int32_t *queries, *keys;
   float* statistics;
 };
-template <class T, class Tile, class Numbers>
-CUDA_OPS_DEVICE void add_key_gradients(const Tile& tile, const Inputs<T>& in, const Cluster& cluster, const float* statistics, int64_t j0, int64_t d0,
-                                       const KeyLists& lists, Numbers& sum_k, Numbers& sum_v) {
-  list_keys(cluster, in.tokens, j0, lists.keys);
+template <class Tile, class T, class Numbers>
+CUDA_OPS_DEVICE void add_key_gradients(const Inputs<T>& in, const Cluster& cluster, const float* statistics, int64_t j0, int64_t d0, const KeyTile& tile,
+                                       Numbers& sum_k, Numbers& sum_v) {
+  list_keys(cluster, in.tokens, j0, tile.keys);
   for (int64_t r0 = 0; r0 < cluster.queries; r0 += TILE) {
     Numbers weights, products;
-    list_queries(cluster, in.tokens, r0, lists.queries);
-    list_statistics(cluster, in.shape.N, statistics, r0, lists.statistics);
+    list_queries(cluster, in.tokens, r0, tile.queries);
+    list_statistics(cluster, in.shape.N, statistics, r0, tile.statistics);
     device::barrier();
-    const TileRows<T> query_rows = rows_of_queries(in, in.q, cluster, lists.queries), grad_rows = rows_of_queries(in, in.grad, cluster, lists.queries);
-    tile.multiply(rows_of_keys(in, in.k, cluster, lists.keys), query_rows, rows_of_keys(in, in.v, cluster, lists.keys), grad_rows, weights, products);
+    const TileRows<T> query_rows = rows_of_queries(in, in.q, cluster, tile.queries), grad_rows = rows_of_queries(in, in.grad, cluster, tile.queries);
+    multiply_tiles<Tile>(rows_of_keys(in, in.k, cluster, tile.keys), query_rows, rows_of_keys(in, in.v, cluster, tile.keys), grad_rows, tile.memory, weights,
+                         products);
     CUDA_OPS_UNROLL(Tile::ROWS)
     for (int k = 0; k < Tile::ROWS; ++k)
       CUDA_OPS_UNROLL(Tile::COLUMNS)
       for (int r = 0; r < Tile::COLUMNS; ++r) {
         const int query = Tile::column(r);
-        weight_and_gradient(lists.statistics, query, lists.queries[query] >= 0 && lists.keys[Tile::row(k)] >= 0, in.scale, weights(k, r), products(k, r));
+        weight_and_gradient(tile.statistics, query, tile.queries[query] >= 0 && tile.keys[Tile::row(k)] >= 0, in.scale, weights(k, r), products(k, r));
       }
-    tile.add(products, query_rows, d0, sum_k);
-    tile.add(weights, grad_rows, d0, sum_v);
+    Tile::add(products, query_rows, d0, tile.memory, sum_k);
+    Tile::add(weights, grad_rows, d0, tile.memory, sum_v);
   }
 }
 
@@ -222,16 +222,15 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(TileOf<T>::THREADS) gradients_of_keys(Inputs<T> i
   const int64_t d0 = device::block() % slices * TILE, j0 = device::block() / slices % tiles * TILE, key_head = device::block() / slices / tiles;
   const int64_t group = in.shape.group, key_heads = in.shape.H / group, b = key_head / key_heads, n = count_of(in.tokens, b), D = in.shape.D;
   if (j0 >= n) return;
-  const Tile tile(memory);
   typename Tile::Numbers sum_k, sum_v;
   for (int64_t h = 0; h < group; ++h) {
     const Cluster cluster{nullptr, nullptr, b, key_head % key_heads * group + h, key_head * group + h, 0, n, n, true};
-    add_key_gradients(tile, in, cluster, statistics, j0, d0, KeyLists{queries, keys, listed}, sum_k, sum_v);
+    add_key_gradients<Tile>(in, cluster, statistics, j0, d0, KeyTile{memory, queries, keys, listed}, sum_k, sum_v);
   }
-  tile.each(sum_k, d0, D, [&](int i, int64_t d, float number) {
+  each_number<Tile>(sum_k, d0, D, memory, [&](int i, int64_t d, float number) {
     if (keys[i] >= 0) grad_k.set(b, key_head % key_heads, keys[i], d, in.scale * number);
   });
-  tile.each(sum_v, d0, D, [&](int i, int64_t d, float number) {
+  each_number<Tile>(sum_v, d0, D, memory, [&](int i, int64_t d, float number) {
     if (keys[i] >= 0) grad_v.set(b, key_head % key_heads, keys[i], d, number);
   });
 }
@@ -248,15 +247,14 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(TileOf<T>::THREADS) gradients_of_slots(Inputs<T> 
   const int64_t d0 = device::block() % slices * TILE, j0 = device::block() / slices % tiles * TILE, c = device::block() / slices / tiles % lists.C;
   const Cluster cluster = cluster_of(lists, in.tokens, in.shape, device::block() / slices / tiles / lists.C, c);
   if (j0 >= cluster.keys) return;
-  const Tile tile(memory);
   typename Tile::Numbers sum_k, sum_v;
-  add_key_gradients(tile, in, cluster, statistics, j0, d0, KeyLists{queries, keys, listed}, sum_k, sum_v);
+  add_key_gradients<Tile>(in, cluster, statistics, j0, d0, KeyTile{memory, queries, keys, listed}, sum_k, sum_v);
   const float factor = cluster.queries ? mass[cluster.cluster] : 0;
   const int64_t place = (cluster.cluster * lists.K + j0) * in.shape.D;
-  tile.each(sum_k, d0, in.shape.D, [&](int i, int64_t d, float number) {
+  each_number<Tile>(sum_k, d0, in.shape.D, memory, [&](int i, int64_t d, float number) {
     if (j0 + i < cluster.keys) slots_k[place + i * in.shape.D + d] = factor * in.scale * number;
   });
-  tile.each(sum_v, d0, in.shape.D, [&](int i, int64_t d, float number) {
+  each_number<Tile>(sum_v, d0, in.shape.D, memory, [&](int i, int64_t d, float number) {
     if (j0 + i < cluster.keys) slots_v[place + i * in.shape.D + d] = factor * number;
   });
 }

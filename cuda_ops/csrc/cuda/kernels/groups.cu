@@ -72,13 +72,8 @@ CUDA_OPS_DEVICE void list_by_warps(const Clusters& clusters, Range range, int32_
     clusters.read(i, WARP, range.end, cluster);
     CUDA_OPS_UNROLL(AT_ONCE)
     for (int r = 0; r < AT_ONCE; ++r) {
-      const bool listed = cluster[r] >= 0;
-      const uint32_t same = device::match(cluster[r]);
-      const int before = device::ones(same & ((1u << lane) - 1)), start = listed ? places[cluster[r]] : 0;
-      device::warp_barrier();
-      if (listed) order[start + before] = i + r * WARP;
-      if (listed && before == 0) places[cluster[r]] = start + device::ones(same);
-      device::warp_barrier();
+      const int32_t place = take_place(cluster[r], places);
+      if (cluster[r] >= 0) order[place] = i + r * WARP;
     }
   }
 }

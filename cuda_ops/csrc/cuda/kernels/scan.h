@@ -1,4 +1,4 @@
-// Sums over the threads of a block.
+// Sums over the threads of a block, and places in lists in the order of a warp's lanes.
 #pragma once
 #include "device.h"
 
@@ -22,6 +22,19 @@ CUDA_OPS_DEVICE int32_t sum_before(int32_t value, int32_t* sums, int32_t& total)
   }
   device::barrier();
   return before;
+}
+
+// The place of this lane's member in the list of its cluster: behind next[cluster] by the lanes before it with the same one; next[cluster] goes behind the last.
+// By a whole warp; -1 is no cluster, and its place nothing.
+CUDA_OPS_DEVICE int32_t take_place(int32_t cluster, int32_t* next) {
+  const bool listed = cluster >= 0;
+  const uint32_t same = device::match(cluster);
+  const int before = device::ones(same & ((1u << device::thread() % WARP) - 1));
+  const int32_t start = listed ? next[cluster] : 0;
+  device::warp_barrier();
+  if (listed && before == 0) next[cluster] = start + device::ones(same);
+  device::warp_barrier();
+  return start + before;
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ CUDA_OPS_DEVICE void store_parts(const Eight& from, Eight* to, int, bfloat16) { 
 CUDA_OPS_DEVICE void store_parts(const Eight& from, Eight* to, int next, float16) {
   Eight parts[2];
   for (int i = 0; i < 4; ++i) {
-    float low = widen(float16{uint16_t(from.pairs[i])}), high = widen(float16{uint16_t(from.pairs[i] >> 16)});
+    float low = first_of(from.pairs[i], float16()), high = second_of(from.pairs[i], float16());
     for (Eight& part : parts) part.pairs[i] = cut(low, high);
   }
   to[0] = parts[0];
