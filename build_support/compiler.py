@@ -53,6 +53,8 @@ def compile_objects(
         target = folder / ("-".join(source.parts[-3:]) + ".o")
         command = [*commands[source], "-c", str(source), "-o", str(target)]
         if not _is_current(target, command):
+            # First, so that an object which a cut-off compile left half written is not taken for current.
+            target.with_suffix(".command").unlink(missing_ok=True)
             _run([*command, "-MD", "-MF", str(target.with_suffix(".d"))])
             target.with_suffix(".command").write_text(shlex.join(command))
         return target

@@ -559,6 +559,7 @@ inline float power_of_two(float x) {
 inline float larger_number(float x, float y) { return std::fmax(x, y); }
 inline void copy_sixteen(void* shared, const void* global, int line = __builtin_LINE()) { host_cuda::send(shared, global, line); }
 inline void wait_for_copies() { host_cuda::receive(); }
-inline void forget(uint32_t&) {}
+template <class Word>
+inline void forget(Word&) {}
 inline float logarithm(float x) { return std::log(x); }
 }  // namespace device

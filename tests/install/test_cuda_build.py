@@ -294,6 +294,29 @@ def test_a_source_may_have_its_own_compiler(tmp_path: Path, monkeypatch: pytest.
     assert len(calls(first)) == 1 and len(calls(second)) == 2
 
 
+def test_a_compile_that_was_cut_off_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The half-written object it left is newer than its sources, and an earlier compile was recorded."""
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    source = tmp_path / "a.cpp"
+    source.touch()
+    record = 'echo >>"$0.calls"\nwhile [ $# -gt 0 ]; do case "$1" in -o) : >"$2";; -MF) echo "x: $0" >"$2";; esac; shift; done'
+    program = script(tmp_path / "cc", f'{record}\n[ ! -e "$0.cut-off" ]')
+    cut_off, calls = Path(f"{program}.cut-off"), Path(f"{program}.calls")
+
+    os.utime(program, (1, 1))
+
+    def compile_it() -> list[Path]:
+        return compiler.compile_objects([str(program)], {source: []}, tmp_path / "objects")
+
+    [made] = compile_it()
+    os.utime(made, (0, 0))  # the sources have changed since
+    cut_off.touch()
+    with pytest.raises(compiler.CompilerError):
+        compile_it()
+    cut_off.unlink()
+    assert compile_it() == [made] and len(calls.read_text().splitlines()) == 3
+
+
 def test_what_the_status_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a library without CUDA operators: why, and what to do, in the report and in the warning."""
     import torch

@@ -121,6 +121,13 @@ struct MatrixCells : CellRows {
   }
 };
 
+// Of `left` neighbours. nvcc 13.0 would take it for a multiple of three in a loop over the rest, and unroll what runs so many times by three without a remainder.
+CUDA_OPS_DEVICE int neighbours_at_once(int left) {
+  int number = smaller(NEIGHBOURS, left);
+  device::forget(number);
+  return number;
+}
+
 // What neighbours of a query need of its cluster.
 struct Listing {
   const int32_t* top_keys;  // `top` of them
@@ -291,15 +298,15 @@ attend_refined(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, c
   const int32_t* list = refined.top_keys + cluster * budgets.K;
   const ListedKeys<T> top{k, v, b, h / shape.group, D, named_keys(list, budgets.K, N), list, tokens};
   const Listing listing{list, top.count, refined.scores + cluster * N, refined.key_assignment + head * N, index, tokens, b, n, rows.count};
-  const int64_t band = smaller(refined.band, n), width = band ? 2 * band + 1 : 0;
-  Neighbours near{{near_position, near_exact, near_counted, int(smaller(int64_t(NEIGHBOURS), width)), NEIGHBOURS}, near_cell};
+  const int band = int(smaller(refined.band, n)), width = band ? 2 * band + 1 : 0;
+  Neighbours near{{near_position, near_exact, near_counted, neighbours_at_once(width), NEIGHBOURS}, near_cell};
   attention.start(queries);
   if constexpr (ON_TENSOR_CORES<T, SIZE>) {
     find_middle<SIZE, Attention::THREADS>(rows, attention.memory(), middle);
     attention.moments(refined.scale, mean, middle, half, own_product);
     attention.add(queries, top);
-    for (int64_t w0 = 0; w0 == 0 || w0 < width; w0 += NEIGHBOURS) {  // a wide band takes the logits of the cells several times
-      near.width = int(smaller(int64_t(NEIGHBOURS), width - w0));
+    for (int w0 = 0; w0 == 0 || w0 < width; w0 += NEIGHBOURS) {  // a wide band takes the logits of the cells several times
+      near.width = neighbours_at_once(width - w0);
       name_neighbours(listing, count, w0 - band, near);
       attention.add(queries, MatrixCells<T>{rows, shared, near, attention.memory()}, w0 == 0);
       if (near.width) attention.add_own(queries, k, v, top.h, near);
@@ -309,8 +316,8 @@ attend_refined(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, c
     const VectorCells tail{rows, shared};
     attention.add(queries, top);
     attention.add(queries, tail);
-    for (int64_t w0 = 0; w0 < width; w0 += NEIGHBOURS) {
-      near.width = int(smaller(int64_t(NEIGHBOURS), width - w0));
+    for (int w0 = 0; w0 < width; w0 += NEIGHBOURS) {
+      near.width = neighbours_at_once(width - w0);
       neighbour_logits<QUERIES>(queries, top, tail, listing, w0 - band, near);
       weigh_neighbours<QUERIES>(attention.running(), near);
       attention.add_own(v, b, top.h, D, near.width, NEIGHBOURS, near_position, near_exact);
