@@ -127,6 +127,11 @@ def tiles(count: float, size: int) -> float:
     return size * math.ceil(count / size)
 
 
+def split_tiles(tokens: float) -> int:
+    """split_product.h: tiles of 128 tokens a block has, for which it splits the vectors once: some 512 blocks in all."""
+    return max(1, math.ceil(tokens / 128 / 512))
+
+
 def grouping(layer: Layer, sides: int) -> Stage:
     """groups.cu, of queries and keys at once: counts, then lists. Each token looks at the 256 of its tile."""
     T, parts = sides * layer.tokens, max(1, min(64, math.ceil(layer.N / 1024)))
@@ -143,15 +148,15 @@ def means(layer: Layer) -> Stage:
 
 
 def scores(layer: Layer) -> Stage:
-    """centroid_scores.cu: 64 tokens by 32 centroids a block, float32 scores."""
-    T, D, padded = layer.tokens, layer.D, tiles(layer.C, 32)
+    """centroid_scores.cu: tiles of 128 tokens by 32 centroids, float32 scores."""
+    T, D, padded, block = layer.tokens, layer.D, tiles(layer.C, 32), 128 * split_tiles(layer.tokens)
     return Stage(
         "centroid_scores",
         1,
         (2 * D + 4 * layer.C) * T,
-        (2 * D + 4 * layer.C + 4 * padded * D / 64) * T,
-        blocks=T / 64,
-        trips=5,
+        (2 * D + 4 * layer.C + 4 * padded * D / block) * T,
+        blocks=T / block,
+        trips=3 + block / 128,
         tensor=SPLIT * 2 * padded * D * T,
     )
 
@@ -174,17 +179,18 @@ def top_keys(layer: Layer) -> Stage:
 def improved(layer: Layer) -> list[Stage]:
     """The stages of improved_clustered: 63 bits."""
     T, D, C, N = layer.tokens, layer.D, layer.C, layer.N
-    rounds, padded, parts = layer.iterations + 1, tiles(layer.C, 32), math.ceil(layer.N / 128)
+    rounds, padded, block = layer.iterations + 1, tiles(layer.C, 32), 128 * split_tiles(T)
+    parts = math.ceil(N / (128 if N < 8192 else 256 if N < 32768 else 512))
     part_sums = 4 * C * D * layer.heads * parts
-    keys = tiles(layer.K, 64)
+    keys = tiles(layer.K, 16)
     return [
         Stage(
             "hash_vectors",
             1,
             (2 * D + 8) * T,
-            (2 * D + 8 + 4 * 64 * D / 32) * T,
-            blocks=T / 64,
-            trips=3,
+            (2 * D + 8 + 4 * 64 * D / block) * T,
+            blocks=T / block,
+            trips=1 + block / 128,
             tensor=SPLIT * 2 * 64 * D * T,
         ),
         Stage(
@@ -207,7 +213,7 @@ def improved(layer: Layer) -> list[Stage]:
             (4 * C + 2 * D) * T + part_sums,
             integer=C * T * 8 * math.log2(max(2, layer.K)),
             blocks=layer.heads * parts,
-            trips=6,
+            trips=4 + 2 * N / parts / 128,
             tensor=SPLIT * 2 * padded * D * T,
         ),
         Stage("centroid_attention: sums", 1, part_sums, part_sums, blocks=layer.heads * C, trips=3 + parts / 4),
@@ -217,7 +223,7 @@ def improved(layer: Layer) -> list[Stage]:
             (2 * 2 * D + 8) * T,
             (2 * 2 * D + 4 * D + 2 * 2 * layer.K * D / 64) * T,
             blocks=T / 64,
-            trips=10,
+            trips=6,
             tensor=2 * 2 * keys * D * T,
         ),
     ]
@@ -230,8 +236,7 @@ def refined(layer: Layer) -> list[Stage]:
     segments = math.ceil(N / 64) + M
     part_sums = 4 * C * 2 * D * layer.heads * segments
     cells = 4 * C * M * 2 * D * layer.heads
-    keys, band = tiles(layer.K, 64) + tiles(M, 64), 2 * layer.W + 1
-    neighbour = 2 * 2 * D + 4 * D  # its key and its value, and the key of its cell in float32
+    keys, band, block = tiles(layer.K, 16) + tiles(M, 16), 2 * layer.W + 1, 128 * split_tiles(2 * T)
     segments_of_a_cell = max(1.0, N / 64 / M)
     return [
         Stage(
@@ -247,9 +252,9 @@ def refined(layer: Layer) -> list[Stage]:
             "cluster_rows: assignment",
             1,
             2 * (2 * D + 4) * T,
-            2 * (2 * D + 4 + 4 * padded * D / 64) * T,
-            blocks=2 * T / 64,
-            trips=5,
+            2 * (2 * D + 4 + 4 * padded * D / block) * T,
+            blocks=2 * T / block,
+            trips=3 + block / 128,
             tensor=SPLIT * 2 * 2 * padded * D * T,
         ),
         grouping(layer, 2),
@@ -279,11 +284,11 @@ def refined(layer: Layer) -> list[Stage]:
             "refined_attention",
             1,
             (2 * 2 * D + 12) * T + cells,
-            (2 * 2 * D + 2 * 2 * layer.K * D / 64 + 2 * 4 * M * D / 64 + band * neighbour) * T,
-            band * 2 * 3 * D * T,
+            (2 * 2 * D + 2 * 2 * layer.K * D / 64 + 2 * 4 * M * D / 64 + band * 2 * 2 * D) * T,
             blocks=T / 64,
-            trips=14,
-            tensor=(2 * 2 * keys + 2 * tiles(M, 64)) * D * T,  # a cell's key is two numbers
+            trips=12 + 2 * math.ceil(band / 3),
+            # a cell's key is two numbers; of the products with neighbours the diagonal of a tile of 16 counts
+            tensor=(2 * 2 * keys + 2 * tiles(M, 16) + 2 * 2 * 16 * band) * D * T,
         ),
     ]
 

@@ -20,7 +20,6 @@ EVERY_ORDER = range(len(ORDERS))
 UNUSED = {
     "vectors.h": [("  if (type == Type::float16) run(float16());\n", "")],
     "attend.h": [
-        ("  if (D <= 64) run(std::integral_constant<int, 64>());\n  else if (D", "  if (D"),
         ("  else run(std::integral_constant<int, 256>());\n", ""),
     ],
 }

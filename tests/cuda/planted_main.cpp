@@ -277,6 +277,38 @@ void run_aligned() {
   wrote("refined_mass", query_mass, B * H * N);
 }
 
+// Heads of at most 64 numbers, in rows at multiples of 16 bytes: what such rows allow, with more clusters than are compared at a time.
+template <class T, int64_t TOKENS>
+void run_short_heads() {
+  constexpr int64_t SIZE = 24, CLUSTERS = 40, CELLS = 5, cells = B * H * CLUSTERS * CELLS;
+  const Shape shape{B, H, TOKENS, SIZE, 1};
+  const Budgets budgets{CLUSTERS, K, CELLS, 1, {{0, CLUSTERS, K, CELLS, SAMPLE}}};
+  const Rows rows = list_rows(TOKENS, 4);
+  const Vectors q = random_vectors<T>(H, rows.mask, TOKENS, SIZE), out = random_vectors<T>(H, rows.mask, TOKENS, SIZE);
+  int32_t *ignored, *key_clusters, *top = memory<int32_t>(B * H * CLUSTERS * K);
+
+  uint64_t* codes = memory<uint64_t>(B * H * TOKENS * WORDS);
+  launch::hash_vectors(q, normals(P * SIZE), rows.tokens, B, H, SIZE, P, codes, nullptr);
+  wrote("hash_vectors", codes, B * H * TOKENS * WORDS);
+  const launch::RowClusters side{q, H, CLUSTERS, false, memory<float>(B * H * CLUSTERS * SIZE), memory<float>(B * H * CLUSTERS),
+                                 memory<int32_t>(B * H * launch::cluster_rows_memory(TOKENS, CLUSTERS, SAMPLE)), memory<int32_t>(B * H * TOKENS), 1};
+  launch::cluster_rows(&side, 1, rows.tokens, budgets, B, SIZE, 3, nullptr);
+  wrote("cluster_rows", side.assignment, B * H * TOKENS);
+  wrote("row_centroids", side.centroids, B * H * CLUSTERS * SIZE);
+
+  const Groups groups = group(rows, CLUSTERS, &ignored);
+  float *means = normals(B * H * CLUSTERS * SIZE), *scores = memory<float>(B * H * CLUSTERS * TOKENS), *query_mass = memory<float>(B * H * TOKENS);
+  launch::centroid_scores(means, q, rows.tokens, shape, budgets, scores, nullptr);
+  wrote("centroid_scores", scores, B * H * CLUSTERS * TOKENS);
+  launch::top_keys(scores, rows.tokens, B, H, budgets, top, nullptr);
+  launch::exact_attention(q, q, q, rows.tokens, shape, groups, top, normals(B * H * CLUSTERS), budgets, SCALE, {}, out, nullptr);
+  wrote("exact_attention", static_cast<const T*>(out.base), B * H * TOKENS * SIZE);
+  group(rows, CELLS, &key_clusters);
+  const Cells tail{normals(cells), normals(cells), normals(cells * SIZE), normals(cells * SIZE)};
+  launch::refined_attention(q, q, q, rows.tokens, shape, groups, {means, scores, tail, key_clusters, top, 2, SCALE}, budgets, out, query_mass, nullptr);
+  wrote("refined_attention", static_cast<const T*>(out.base), B * H * TOKENS * SIZE);
+}
+
 // Hashed K-means by several blocks for a head: clusters whose counters every block has, whose counters fit in shared memory, and more.
 void run_many_codes() {
   constexpr int64_t TOKENS = 300;
@@ -317,6 +349,28 @@ void run_long_tail() {
   wrote("tail_spread", tail.spread, cells);
 }
 
+// Parts of several whole tiles without a mask, whose scores are read four at once, and a list of top keys that is searched.
+void run_long_parts() {
+  constexpr int64_t TOKENS = 8192, LISTED = 80, SIZE = 64;
+  const Tokens tokens{nullptr, nullptr, nullptr, TOKENS, 0, INT64_MAX};
+  const Shape shape{B, 1, TOKENS, SIZE, 1};
+  const Budgets budgets{C, LISTED, 1, 1, {{0, C, LISTED, 1, SAMPLE}}};
+  bool* valid = memory<bool>(B * TOKENS);
+  std::fill(valid, valid + B * TOKENS, true);
+  const Vectors v = random_vectors<bfloat16>(1, valid, TOKENS, SIZE);
+  int32_t* top = memory<int32_t>(B * C * LISTED);
+  for (int64_t i = 0; i < B * C * LISTED; ++i) top[i] = int32_t(300 + i % LISTED);
+  float* scores = memory<float>(B * C * TOKENS);
+  for (int64_t i = 0; i < B * C * TOKENS; ++i) scores[i] = normal();
+  const int64_t parts = launch::centroid_attention_parts(TOKENS);
+  float *rest = memory<float>(B * C * SIZE), *top_mass = memory<float>(B * C), *log_mass = memory<float>(B * C);
+  launch::centroid_attention(scores, v, tokens, shape, top, budgets, memory<float>(B * parts * C * SIZE), memory<float>(B * parts * C * 3), rest, top_mass,
+                             log_mass, nullptr);
+  wrote("centroid_attention", rest, B * C * SIZE);
+  wrote("top_mass", top_mass, B * C);
+  wrote("log_mass", log_mass, B * C);
+}
+
 // The top keys of one row.
 void run_top_keys(const std::vector<float>& numbers_of_row, int32_t topk) {
   const int64_t tokens = int64_t(numbers_of_row.size());
@@ -350,8 +404,12 @@ int main(int count, char** arguments) {
     run<float>();
     run<bfloat16>();
     run_aligned<bfloat16>();
+    run_short_heads<float, N>();
+    run_short_heads<bfloat16, N>();
+    run_short_heads<bfloat16, N - 1>();
     run_many_codes();
     run_long_tail();
+    run_long_parts();
     run_top_keys_of_rows();
     arrays.clear();
   }

@@ -106,7 +106,7 @@ def test_every_order_of_threads(order: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_one_cell_of_very_many_keys(host: None, dtype: torch.dtype) -> None:
-    """More parts than a block has threads, and more segments than a warp has lanes."""
+    """Parts of several tiles, and more segments than a warp has lanes."""
     N, D = 33001, 5
     torch.manual_seed(N)
     k, v = (torch.randn(1, 1, N, D).to(dtype) for _ in range(2))
@@ -123,6 +123,23 @@ def test_one_cell_of_very_many_keys(host: None, dtype: torch.dtype) -> None:
     )
     names = ("rest", "top_mass", "log_mass", "tail_mass", "spread", "tail_keys", "tail_values")
     for name, *results in zip(names, got, wanted, reference, strict=True):
+        assert_close(name, *results)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("N", "C", "K"), [(384, 35, 20), (8324, 3, 131)])
+def test_parts_of_neighbouring_tokens(host: None, dtype: torch.dtype, N: int, C: int, K: int) -> None:
+    """Without a mask, N a multiple of four: scores are read four at once. Scores that grow along the row move the largest one from tile to tile."""
+    torch.manual_seed(N)
+    v = torch.randn(1, 2, N, 64).to(dtype)
+    scores = torch.randn(1, 2, C, N) + torch.linspace(0, 8, N)
+    scores[:, 0, 1, :300] = -torch.inf
+    top = cpu.top_keys(scores, None, K)
+    wanted, got, reference = (
+        ops.centroid_attention(s, x, None, top)
+        for ops, s, x in ((cpu, scores.double(), v.double()), (torch.ops.cuda_ops_host, scores, v), (cpu, scores, v))
+    )
+    for name, *results in zip(("rest", "top_mass", "log_mass"), got, wanted, reference, strict=True):
         assert_close(name, *results)
 
 

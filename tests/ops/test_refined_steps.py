@@ -42,7 +42,8 @@ def assert_equal(name: str, got: Tensor, expected: Tensor, backend: str) -> None
     """To the bit for the compiled operators and for decisions, to rounding for the reference's values: CUDA's for float64."""
     reference = backend == "reference" or (operator_backend.wanted() and got.dtype == torch.float64)
     if reference and got.is_floating_point():
-        assert_close(name, got, expected.double(), units=64)
+        # Terms of order one cancel in the gradients of a row with one token.
+        assert_close(name, got, expected.double(), units=64, scale=max(1.0, expected.abs().max().item()))
     else:
         assert_same_bits(name, got, expected)
 

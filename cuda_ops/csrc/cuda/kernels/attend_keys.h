@@ -38,11 +38,14 @@ CUDA_OPS_DEVICE void copy_eight(const Heads<T>& x, int64_t offset, bool here, in
 // The same for the row that starts at `row`, none for zeros; it is there after device::wait_for_copies().
 template <class T>
 CUDA_OPS_DEVICE void send_eight(const Heads<T>& x, const T* row, int d, int D, T* to) {
-  if (row && d + 8 <= D && x.eights) {
+  if (!row || d >= D) {
+    *reinterpret_cast<Quad*>(to) = Quad{};
+  } else if (d + 8 <= D && x.eights) {
     device::copy_sixteen(to, row + d);
-    return;
+  } else {
+    CUDA_OPS_UNROLL(1)
+    for (int i = 0; i < 8; ++i) to[i] = d + i < D ? row[(d + i) * x.element] : T{};
   }
-  for (int i = 0; i < 8; ++i) to[i] = row && d + i < D ? row[(d + i) * x.element] : T{};
 }
 
 // Keys and values at listed token positions.
@@ -64,6 +67,7 @@ struct ListedKeys {
   template <int SIZE, int STRIDE>
   CUDA_OPS_DEVICE void load(int64_t j0, int rows, T* to_keys, T* to_values) const {
     const int64_t key_head = b * k.batch + h * k.head, value_head = b * v.batch + h * v.head;
+    CUDA_OPS_UNROLL(2)
     for (int e = device::thread(); e < rows * (SIZE / 8); e += device::threads()) {
       const int j = e / (SIZE / 8), d = e % (SIZE / 8) * 8;
       const int64_t token = j0 + j < count ? position(j0 + j) : -1;
@@ -74,15 +78,16 @@ struct ListedKeys {
   CUDA_OPS_DEVICE void after(int64_t) const {}
 };
 
-// The entries of a list of top keys that name a token: -1 stands behind all of them.
-CUDA_OPS_DEVICE int64_t named_keys(const int32_t* list, int64_t K, int64_t N) {
-  int64_t low = 0, high = K;
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (uint32_t(list[middle]) < uint32_t(N)) low = middle + 1;
-    else high = middle;
+// The entries of a list of top keys that name a token: -1 stands behind all of them. Each warp looks at 32 places at once.
+CUDA_OPS_DEVICE int named_keys(const int32_t* list, int K, int64_t N) {
+  int named = 0;
+  for (int left = K; left > 0;) {
+    const int step = (left + WARP - 1) / WARP, place = step * (device::thread() % WARP + 1) - 1;
+    const int found = device::ones(device::ballot(place < left && uint32_t(list[named + place]) < uint32_t(N))) * step;
+    named += found;
+    left = smaller(step - 1, left - found);
   }
-  return low;
+  return named;
 }
 
 // The output, of the type of the inputs or float32.
@@ -90,11 +95,12 @@ template <class T>
 struct Output {
   void* base;
   int64_t batch, head, token, element;
-  bool floats, pairs;  // two neighbours can be written at once
+  bool floats, eights;  // eight 16-bit neighbours can be written at once
 
   explicit Output(const cuda_ops::Vectors& x) : base(x.base), batch(x.batch), head(x.head), token(x.token), element(x.element), floats(x.type == cuda_ops::Type::float32) {
-    pairs = !floats && element == 1 && batch % 2 == 0 && head % 2 == 0 && token % 2 == 0 && uintptr_t(base) % 4 == 0;
+    eights = !floats && element == 1 && batch % 8 == 0 && head % 8 == 0 && token % 8 == 0 && uintptr_t(base) % 16 == 0;
   }
+  CUDA_OPS_DEVICE int64_t row(int64_t b, int64_t h, int64_t position) const { return b * batch + h * head + position * token; }
 };
 
 // The row of a token.
@@ -106,7 +112,7 @@ struct OutputRow {
   bool floats;
 
   CUDA_OPS_DEVICE OutputRow(const Output<T>& x, int64_t b, int64_t h, int64_t token, int64_t D)
-      : base(static_cast<char*>(x.base) + (x.floats ? 4 : sizeof(T)) * (b * x.batch + h * x.head + token * x.token)), element(x.element), D(int(D)), floats(x.floats) {}
+      : base(static_cast<char*>(x.base) + (x.floats ? 4 : sizeof(T)) * x.row(b, h, token)), element(x.element), D(int(D)), floats(x.floats) {}
   CUDA_OPS_DEVICE void set(int d, float x) const {
     if (d >= D) return;
     if (floats) static_cast<float*>(base)[d * element] = x;
@@ -117,25 +123,24 @@ struct OutputRow {
     set(d + 1, y);
   }
 };
+// The same of 16-bit numbers in shared memory.
 template <class T>
-struct PairRow {
-  uint32_t* base;
+struct SharedRow {
+  T* base;
   int D;
-
-  CUDA_OPS_DEVICE PairRow(const Output<T>& x, int64_t b, int64_t h, int64_t token, int64_t D)
-      : base(reinterpret_cast<uint32_t*>(static_cast<T*>(x.base) + (b * x.batch + h * x.head + token * x.token))), D(int(D)) {}
-  CUDA_OPS_DEVICE void set(int d, float x, float y) const {
-    if (d < D) base[d / 2] = pair(x, y, T());
-  }
+  CUDA_OPS_DEVICE void set(int d, float x, float y) const { *reinterpret_cast<uint32_t*>(base + d) = pair(x, y, T()); }
 };
 
 // Writes the rows of queries at these positions: what from_sums(row, r, sum of numerators) returns gets their columns and sums.
 template <class T, class Attention, class FromSums>
 CUDA_OPS_DEVICE void write_rows(const Attention& attention, const Output<T>& out, const QueryRows<T>& queries, const FromSums& from_sums) {
   const int64_t b = queries.b, h = queries.h, D = queries.D;
-  if constexpr (Attention::PAIRS) {
-    if (out.pairs && D % 2 == 0) {
-      attention.each_row(queries.count, [&](int r, float total) { return from_sums(PairRow<T>(out, b, h, queries.position[r], D), r, total); });
+  if constexpr (Attention::SHARED_ROWS) {
+    if (out.eights && D % 8 == 0) {
+      attention.each_row(queries.count, [&](int r, float total) { return from_sums(SharedRow<T>{attention.shared_row(r), int(D)}, r, total); });
+      attention.each_eight([&](int r, int d, const Quad* eight) {
+        if (r < queries.count && d < D) *reinterpret_cast<Quad*>(static_cast<T*>(out.base) + (out.row(b, h, queries.position[r]) + d)) = *eight;
+      });
       return;
     }
   }

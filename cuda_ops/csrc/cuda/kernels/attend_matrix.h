@@ -8,15 +8,6 @@
 
 namespace {
 
-// Two neighbouring numbers of a row of 16-bit numbers, of which `left` are left, the first in the lower half; 0 behind its end. WHOLE: they lie side by side, and `left` is
-// even.
-template <bool WHOLE, class T>
-CUDA_OPS_DEVICE uint32_t two_of(const T* numbers, int64_t element, int left) {
-  if (WHOLE) return left > 0 ? *reinterpret_cast<const uint32_t*>(numbers) : 0;
-  const uint32_t first = left > 0 ? numbers->bits : 0, second = left > 1 ? numbers[element].bits : 0;
-  return second << 16 | first;
-}
-
 // Keys that every query of a block has for itself, `stride` places for each, `width` of them used: the token position, -1 for none, and two logits: the exact one, and what
 // other keys have already counted for it. What is left of a pair is the difference of its two numerators.
 struct OwnKeys {
@@ -29,19 +20,19 @@ template <class T, int SIZE>
 class MatrixAttention {
  public:
   static constexpr int THREADS = 128, QUERIES = THREADS / WARP * 16;
-  static constexpr bool PAIRS = true;  // of neighbouring columns are what each_row gives
+  static constexpr bool SHARED_ROWS = true;  // the output can go through shared memory
 
  private:
-  static constexpr int STRIDE = SIZE + 8, STEPS = SIZE / 16, TILES = SIZE / 8, KEY_TILES = KEYS / 8;
-  static constexpr int TILE_BYTES = KEYS * STRIDE * 2;
-  static constexpr int OWN_AT_ONCE = SIZE <= 64 ? 3 : 1;  // keys of a query whose numbers are on their way together
+  static constexpr int STRIDE = SIZE + 8, STEPS = SIZE / 16, TILES = SIZE / 8, KEYS_AT_ONCE = 32, KEY_TILES = KEYS_AT_ONCE / 8;
+  static constexpr bool APART = SIZE <= 64;  // there is memory for the queries beside that of the keys
   static constexpr float LOG2_E = 1.44269504088896340736f;
   static_assert(QUERIES <= KEYS, "the queries pass through the memory of the keys");
 
  public:
-  static constexpr int QUADS = 2 * TILE_BYTES / 16;
+  static constexpr int QUADS = (APART ? 2 * KEYS + QUERIES : 2 * KEYS) * STRIDE / 8;
 
-  CUDA_OPS_DEVICE explicit MatrixAttention(Quad* memory) : keys_(reinterpret_cast<T*>(memory)), values_(keys_ + KEYS * STRIDE) {
+  CUDA_OPS_DEVICE explicit MatrixAttention(Quad* memory)
+      : keys_(reinterpret_cast<T*>(memory)), values_(keys_ + KEYS * STRIDE), rows_(APART ? values_ + KEYS * STRIDE : keys_), received_(false) {
     CUDA_OPS_UNROLL(TILES)
     for (int n = 0; n < TILES; ++n)
       CUDA_OPS_UNROLL(4)
@@ -56,17 +47,23 @@ class MatrixAttention {
   // Free while no keys are added.
   CUDA_OPS_DEVICE float* memory() const { return reinterpret_cast<float*>(keys_); }
 
+  // Sends the queries, which are there with the first keys, or after receive().
   CUDA_OPS_DEVICE void start(const QueryRows<T>& queries) {
-    const int64_t head = queries.b * queries.q.batch + queries.h * queries.q.head;
+    const int64_t head = queries.q.offset(queries.b, queries.h, 0, 0);
+    CUDA_OPS_UNROLL(2)
     for (int e = device::thread(); e < QUERIES * (SIZE / 8); e += THREADS) {
       const int r = e / (SIZE / 8), d = e % (SIZE / 8) * 8;
-      send_eight(queries.q, r < queries.count ? queries.q.base + (head + queries.position[r] * queries.q.token) : nullptr, d, int(queries.D), keys_ + r * STRIDE + d);
+      send_eight(queries.q, r < queries.count ? queries.q.base + (head + queries.position[r] * queries.q.token) : nullptr, d, int(queries.D), rows_ + r * STRIDE + d);
     }
+    if (APART) return;
+    receive();
+    device::barrier();
+  }
+  CUDA_OPS_DEVICE void receive() {
+    if (received_) return;
     device::wait_for_copies();
     device::barrier();
-    CUDA_OPS_UNROLL(STEPS)
-    for (int k = 0; k < STEPS; ++k) load_a(queries_[k], keys_ + first_row() * STRIDE + k * 16, STRIDE);
-    device::barrier();
+    take_queries();
   }
 
   // |x - mean|^2 / 2 and (x - mean) . other of every query x; what a warp writes here it reads itself.
@@ -92,51 +89,57 @@ class MatrixAttention {
     device::warp_barrier();
   }
 
-  // The logits of keys that are not weighed are only computed, for what the keys do with them.
+  // The logits of keys that are not weighed are only computed, for what the keys do with them. Of a tile KEYS_AT_ONCE are in the registers.
   template <class Keys>
   CUDA_OPS_DEVICE void add(const QueryRows<T>& queries, const Keys& keys, bool weighed = true) {
     constexpr int PART = KEYS / Keys::PARTS;
     for (int64_t j0 = 0; j0 < keys.count; j0 += PART) {
-      const int left = int(smaller(int64_t(PART), keys.count - j0)), tiles = (left + 15) / 16 * 2;
-      keys.template load<SIZE, STRIDE>(j0, tiles * 8, keys_, values_);
+      const int left = int(smaller(int64_t(PART), keys.count - j0)), rows = (left + 15) / 16 * 16;
+      keys.template load<SIZE, STRIDE>(j0, rows, keys_, values_);
       device::wait_for_copies();
       device::barrier();
-      float weights[KEY_TILES][4];
-      CUDA_OPS_UNROLL(Keys::PARTS)
-      for (int part = 0; part < Keys::PARTS; ++part) multiply_keys<KEY_TILES / Keys::PARTS>(part * PART, tiles, weights, part > 0);
-      if (Keys::PARTS > 1) device::barrier();  // what keys keep of their logits lies where they did
-      float most[2] = {largest_[0], largest_[1]};
-      CUDA_OPS_UNROLL(KEY_TILES / Keys::PARTS)
-      for (int n = 0; n < KEY_TILES / Keys::PARTS; ++n)
-        CUDA_OPS_UNROLL(4)
-        for (int i = 0; i < 4; ++i) {
-          const int j = column(n, i);
-          weights[n][i] = j < left ? keys.logit(weights[n][i] * queries.scale, row_of(i), j) : -infinity();
-          most[i / 2] = device::larger_number(weights[n][i], most[i / 2]);
+      if (!received_) take_queries();
+      CUDA_OPS_UNROLL(1)
+      for (int first = 0; first < rows; first += KEYS_AT_ONCE) {
+        const int tiles = smaller(KEYS_AT_ONCE, rows - first) / 8;
+        float weights[KEY_TILES][4];
+        CUDA_OPS_UNROLL(Keys::PARTS)
+        for (int part = 0; part < Keys::PARTS; ++part) multiply_keys(part * PART + first, tiles, weights, part > 0);
+        if (Keys::PARTS > 1) device::barrier();  // what keys keep of their logits lies where they did
+        float most[2] = {largest_[0], largest_[1]};
+        CUDA_OPS_UNROLL(KEY_TILES)
+        for (int n = 0; n < KEY_TILES; ++n) {
+          if (n >= tiles) continue;
+          CUDA_OPS_UNROLL(4)
+          for (int i = 0; i < 4; ++i) {
+            const int j = first + column(n, i);
+            weights[n][i] = j < left ? keys.logit(weights[n][i] * queries.scale, row_of(i), j) : -infinity();
+            most[i / 2] = device::larger_number(weights[n][i], most[i / 2]);
+          }
         }
-      if (weighed) {
-        weigh<KEY_TILES / Keys::PARTS>(most, weights);
-        add_values<KEY_TILES / Keys::PARTS>(tiles, weights);
+        if (weighed) {
+          weigh(most, tiles, weights);
+          add_values(first, tiles, weights);
+        }
       }
       keys.after(j0);
       device::barrier();
     }
   }
 
-  // Keys of own, whose exact logits are computed here.
+  // Keys of own, whose exact logits are computed here. The keys number w of the 16 queries of a warp are a tile, of whose products with the queries the diagonal counts;
+  // some such tiles are on their way at once, where the keys, the values and the queries lie otherwise.
   CUDA_OPS_DEVICE void add_own(const QueryRows<T>& queries, const Heads<T>& k, const Heads<T>& v, int64_t key_head, const OwnKeys& own) {
-    if (k.eights && queries.D % 2 == 0) own_logits<true>(queries, k, key_head, own);
-    else own_logits<false>(queries, k, key_head, own);
-    device::warp_barrier();
+    each_own(queries, k, key_head, own, [&](const T* tile, int w) { own_logits(tile, w, queries.scale, own); });
     weigh_own(own);
     device::warp_barrier();
-    if (v.eights && queries.D % 2 == 0) add_own_values<true>(v, queries.b, key_head, int(queries.D), own);
-    else add_own_values<false>(v, queries.b, key_head, int(queries.D), own);
-    device::warp_barrier();
+    each_own(queries, v, key_head, own, [&](const T* tile, int w) { add_own_values(tile, w, own); });
+    device::barrier();
   }
 
   // Ends the sums: what follows reads them.
   CUDA_OPS_DEVICE void close() {
+    receive();
     CUDA_OPS_UNROLL(2)
     for (int side = 0; side < 2; ++side) total_[side] = quad_sum(total_[side]);
   }
@@ -161,7 +164,25 @@ class MatrixAttention {
     }
   }
 
+  // Where row r of the output can lie. A warp has its own, until keys are added again.
+  CUDA_OPS_DEVICE T* shared_row(int r) const { return rows_ + r * STRIDE; }
+  // use(row, d, numbers d … d + 7 of its shared row).
+  template <class Use>
+  CUDA_OPS_DEVICE void each_eight(const Use& use) const {
+    device::warp_barrier();
+    CUDA_OPS_UNROLL(SIZE / 16)
+    for (int e = device::thread() % WARP; e < 16 * (SIZE / 8); e += WARP) {
+      const int r = first_row() + e / (SIZE / 8), d = e % (SIZE / 8) * 8;
+      use(r, d, reinterpret_cast<const Quad*>(shared_row(r) + d));
+    }
+  }
+
  private:
+  CUDA_OPS_DEVICE void take_queries() {
+    CUDA_OPS_UNROLL(STEPS)
+    for (int k = 0; k < STEPS; ++k) load_a(queries_[k], rows_ + first_row() * STRIDE + k * 16, STRIDE);
+    received_ = true;
+  }
   CUDA_OPS_DEVICE static int first_row() { return device::thread() / WARP * 16; }
   CUDA_OPS_DEVICE static int row_of(int i) { return first_row() + row_of_d(i); }
   CUDA_OPS_DEVICE static int column(int n, int i) { return n * 8 + column_of_d(i); }
@@ -183,10 +204,9 @@ class MatrixAttention {
   }
 
   // Products of the queries with the keys from `row` on, in place of the sums or added to them.
-  template <int MOST>
   CUDA_OPS_DEVICE void multiply_keys(int row, int tiles, float (&sum)[KEY_TILES][4], bool added) {
-    CUDA_OPS_UNROLL(MOST / 2)
-    for (int n = 0; n < MOST; n += 2) {
+    CUDA_OPS_UNROLL(KEY_TILES / 2)
+    for (int n = 0; n < KEY_TILES; n += 2) {
       if (n >= tiles) continue;
       for (int i = 0; i < 8 && !added; ++i) sum[n + i / 4][i % 4] = 0;
       CUDA_OPS_UNROLL(STEPS)
@@ -212,59 +232,80 @@ class MatrixAttention {
   }
 
   // From logits to numerators relative to the largest logit so far.
-  template <int MOST>
-  CUDA_OPS_DEVICE void weigh(const float (&most)[2], float (&weights)[KEY_TILES][4]) {
-    CUDA_OPS_UNROLL(2)
-    for (int side = 0; side < 2; ++side) {
-      const float base = take(side, quad_largest(most[side]));
-      CUDA_OPS_UNROLL(MOST)
-      for (int n = 0; n < MOST; ++n)
-        CUDA_OPS_UNROLL(2)
-        for (int i = 2 * side; i < 2 * side + 2; ++i) {
-          weights[n][i] = device::power_of_two((weights[n][i] - base) * LOG2_E);
-          total_[side] += weights[n][i];
-        }
+  CUDA_OPS_DEVICE void weigh(const float (&most)[2], int tiles, float (&weights)[KEY_TILES][4]) {
+    const float base[2] = {take(0, quad_largest(most[0])), take(1, quad_largest(most[1]))};
+    CUDA_OPS_UNROLL(KEY_TILES)
+    for (int n = 0; n < KEY_TILES; ++n) {
+      if (n >= tiles) continue;
+      CUDA_OPS_UNROLL(4)
+      for (int i = 0; i < 4; ++i) {
+        weights[n][i] = device::power_of_two((weights[n][i] - base[i / 2]) * LOG2_E);
+        total_[i / 2] += weights[n][i];
+      }
     }
   }
 
-  template <int MOST>
-  CUDA_OPS_DEVICE void add_values(int tiles, const float (&weights)[KEY_TILES][4]) {
-    CUDA_OPS_UNROLL(MOST / 2)
-    for (int k = 0; k < MOST; k += 2) {
+  CUDA_OPS_DEVICE void add_values(int row, int tiles, const float (&weights)[KEY_TILES][4]) {
+    CUDA_OPS_UNROLL(KEY_TILES / 2)
+    for (int k = 0; k < KEY_TILES; k += 2) {
       if (k >= tiles) continue;
       const uint32_t a[4] = {pair(weights[k][0], weights[k][1], T()), pair(weights[k][2], weights[k][3], T()), pair(weights[k + 1][0], weights[k + 1][1], T()),
                              pair(weights[k + 1][2], weights[k + 1][3], T())};
       CUDA_OPS_UNROLL(STEPS)
       for (int n = 0; n < TILES; n += 2) {
         uint32_t b[2][2];
-        load_b(b, values_ + k * 8 * STRIDE + n * 8, STRIDE);
+        load_b(b, values_ + (row + k * 8) * STRIDE + n * 8, STRIDE);
         device::multiply(out_[n], a, b[0], T());
         device::multiply(out_[n + 1], a, b[1], T());
       }
     }
   }
 
-  template <bool WHOLE>
-  CUDA_OPS_DEVICE void own_logits(const QueryRows<T>& queries, const Heads<T>& k, int64_t key_head, const OwnKeys& own) {
-    const T* head = k.base + (queries.b * k.batch + key_head * k.head);
+  // use(tile, w) with the rows number w of own, of keys or of values.
+  template <class Use>
+  CUDA_OPS_DEVICE void each_own(const QueryRows<T>& queries, const Heads<T>& x, int64_t key_head, const OwnKeys& own, const Use& use) {
+    constexpr int AT_ONCE = APART ? 3 : 2;
+    T* const tiles[3] = {keys_ + first_row() * STRIDE, values_ + first_row() * STRIDE, rows_ + first_row() * STRIDE};
+    const T* head = x.base + x.offset(queries.b, key_head, 0, 0);
+    CUDA_OPS_UNROLL(1)
+    for (int w = 0; w < own.width; w += AT_ONCE) {
+      CUDA_OPS_UNROLL(AT_ONCE)
+      for (int i = 0; i < AT_ONCE; ++i)
+        if (w + i < own.width) send_own(x, head, int(queries.D), own, w + i, tiles[i]);
+      device::wait_for_copies();
+      device::warp_barrier();
+      CUDA_OPS_UNROLL(AT_ONCE)
+      for (int i = 0; i < AT_ONCE; ++i)
+        if (w + i < own.width) use(tiles[i], w + i);
+      device::warp_barrier();
+    }
+  }
+  CUDA_OPS_DEVICE void send_own(const Heads<T>& x, const T* head, int D, const OwnKeys& own, int w, T* tile) {
+    CUDA_OPS_UNROLL(2)
+    for (int e = device::thread() % WARP; e < 16 * (SIZE / 8); e += WARP) {
+      const int r = e / (SIZE / 8), d = e % (SIZE / 8) * 8;
+      const int32_t token = own.position[(first_row() + r) * own.stride + w];
+      send_eight(x, token < 0 ? nullptr : head + token * x.token, d, D, tile + r * STRIDE + d);
+    }
+  }
+
+  // Whether this lane has a number of the diagonal of a product, and the place in the list of keys number w of its row.
+  CUDA_OPS_DEVICE static bool on_diagonal() { return device::thread() % WARP / 8 == device::thread() % 4; }
+  CUDA_OPS_DEVICE static int place(const OwnKeys& own, int side, int w) { return row_of(2 * side) * own.stride + w; }
+
+  CUDA_OPS_DEVICE void own_logits(const T* tile, int w, float scale, const OwnKeys& own) {
+    float sum[2][4] = {};
+    CUDA_OPS_UNROLL(STEPS)
+    for (int k = 0; k < STEPS; ++k) {
+      uint32_t b[2][2];
+      load_b_of_rows(b, tile + k * 16, STRIDE);
+      CUDA_OPS_UNROLL(2)
+      for (int side = 0; side < 2; ++side) device::multiply(sum[side], queries_[k], b[side], T());
+    }
     CUDA_OPS_UNROLL(2)
     for (int side = 0; side < 2; ++side) {
-      forget_widened();
-      const int place = row_of(2 * side) * own.stride;
-      CUDA_OPS_UNROLL(OWN_AT_ONCE)
-      for (int w = 0; w < own.width; ++w) {
-        const int64_t token = own.position[place + w];
-        const T* numbers = head + (token < 0 ? 0 : token) * k.token + column(0, 0) * (WHOLE ? 1 : k.element);
-        float sum = 0;
-        CUDA_OPS_UNROLL(TILES)
-        for (int n = 0; n < TILES; ++n, numbers += 8 * (WHOLE ? 1 : k.element)) {
-          const uint32_t two = token < 0 ? 0 : two_of<WHOLE>(numbers, k.element, int(queries.D) - column(n, 0));
-          sum = device::fma(first_of(query(n, side), T()), first_of(two, T()), sum);
-          sum = device::fma(second_of(query(n, side), T()), second_of(two, T()), sum);
-        }
-        sum = quad_sum(sum);
-        if (device::thread() % 4 == 0) own.exact[place + w] = token < 0 ? -infinity() : sum * queries.scale;
-      }
+      const float product = device::thread() / 4 % 2 ? sum[side][2 * side + 1] : sum[side][2 * side];
+      if (on_diagonal()) own.exact[place(own, side, w)] = own.position[place(own, side, w)] < 0 ? -infinity() : product * scale;
     }
   }
 
@@ -284,29 +325,25 @@ class MatrixAttention {
     }
   }
 
-  template <bool WHOLE>
-  CUDA_OPS_DEVICE void add_own_values(const Heads<T>& v, int64_t b, int64_t h, int D, const OwnKeys& own) {
-    const T* head = v.base + (b * v.batch + h * v.head);
+  // The weights are a diagonal matrix.
+  CUDA_OPS_DEVICE void add_own_values(const T* tile, int w, const OwnKeys& own) {
+    uint32_t a[4] = {};
     CUDA_OPS_UNROLL(2)
     for (int side = 0; side < 2; ++side) {
-      const int place = row_of(2 * side) * own.stride;
-      CUDA_OPS_UNROLL(OWN_AT_ONCE)
-      for (int w = 0; w < own.width; ++w) {
-        const int64_t token = own.position[place + w];
-        if (token < 0) continue;
-        const T* numbers = head + token * v.token + column(0, 0) * (WHOLE ? 1 : v.element);
-        const float weight = own.exact[place + w];
-        CUDA_OPS_UNROLL(TILES)
-        for (int n = 0; n < TILES; ++n, numbers += 8 * (WHOLE ? 1 : v.element)) {
-          const uint32_t two = two_of<WHOLE>(numbers, v.element, D - column(n, 0));
-          out_[n][2 * side] = device::fma(weight, first_of(two, T()), out_[n][2 * side]);
-          out_[n][2 * side + 1] = device::fma(weight, second_of(two, T()), out_[n][2 * side + 1]);
-        }
-      }
+      const float weight = on_diagonal() ? own.exact[place(own, side, w)] : 0;
+      a[3 * side] = device::thread() / 4 % 2 ? pair(0, weight, T()) : pair(weight, 0, T());
+    }
+    CUDA_OPS_UNROLL(STEPS)
+    for (int n = 0; n < TILES; n += 2) {
+      uint32_t b[2][2];
+      load_b(b, tile + n * 8, STRIDE);
+      CUDA_OPS_UNROLL(2)
+      for (int side = 0; side < 2; ++side) device::multiply(out_[n + side], a, b[side], T());
     }
   }
 
-  T *keys_, *values_;  // (KEYS, STRIDE)
+  T *keys_, *values_, *rows_;  // (KEYS, STRIDE), and queries, then output: (QUERIES, STRIDE)
+  bool received_;
   uint32_t queries_[STEPS][4];
   float largest_[2], total_[2];  // of the rows of this thread; the total of its own columns, until close()
   float out_[TILES][4];

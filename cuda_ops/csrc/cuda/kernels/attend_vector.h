@@ -26,7 +26,7 @@ template <int PIECES>
 class VectorAttention {
  public:
   static constexpr int THREADS = 256, QUERIES = 32;
-  static constexpr bool PAIRS = false;
+  static constexpr bool SHARED_ROWS = false;
 
  private:
   static constexpr int WARPS = THREADS / WARP, OWN = QUERIES / (THREADS / COLUMNS);  // of the output a thread has OWN rows of one column in every piece

@@ -14,13 +14,11 @@ constexpr int STRIDE = COLUMNS / 4 + 1;  // in quads; one more, so that rows at 
 template <int THREADS>
 constexpr int TILE_ROWS = THREADS / WARP * WARP_ROWS;
 
-// How a warp shares its rows of a tile with the centroids: float32 as the products are written, 16-bit numbers as the tensor cores have them.
+// How a warp shares its rows of a tile with the centroids: eight lanes have the same four rows. Neighbours where products are written out; of 16-bit numbers as the
+// tensor cores have them, every fourth lane.
+constexpr int CLUSTER_LANES = 8, ROW_LANES = WARP / CLUSTER_LANES, OWN_ROWS = WARP_ROWS / ROW_LANES;
 template <class T>
-constexpr int CLUSTER_LANES = sizeof(T) == 2 ? 4 : 8;
-template <class T>
-constexpr int ROW_LANES = WARP / CLUSTER_LANES<T>;
-template <class T>
-constexpr int OWN_ROWS = WARP_ROWS / ROW_LANES<T>;
+constexpr int NEXT_LANE = sizeof(T) == 2 ? ROW_LANES : 1;
 
 template <class T>
 struct Side {
@@ -40,12 +38,15 @@ CUDA_OPS_DEVICE int64_t sample_size(int64_t n, int64_t C, int64_t sample) { retu
 
 // A thread's rows of a tile, and whether it is the one of several that hands on what was found for it.
 template <class T>
-CUDA_OPS_DEVICE int own_row(int r) { return device::thread() / WARP * WARP_ROWS + device::thread() % WARP / CLUSTER_LANES<T> + r * ROW_LANES<T>; }
+CUDA_OPS_DEVICE int own_row(int r) {
+  const int lane = device::thread() % WARP, first = device::thread() / WARP * WARP_ROWS;
+  return first + (sizeof(T) == 2 ? r / 2 * 8 + column_of_d(r % 2) : lane / CLUSTER_LANES + r * ROW_LANES);
+}
 template <class T>
-CUDA_OPS_DEVICE bool hands_on(int r) { return device::thread() % CLUSTER_LANES<T> == r; }
+CUDA_OPS_DEVICE bool hands_on(int r) { return device::thread() % WARP / NEXT_LANE<T> % CLUSTER_LANES == r; }
 
 template <class T, int THREADS>
-using Product = SplitProduct<T, TILE_ROWS<THREADS>, CLUSTERS, THREADS == 512 ? COLUMNS / 2 : COLUMNS>;
+using Product = SplitProduct<T, TILE_ROWS<THREADS>, CLUSTERS>;
 // Of shared memory, for the products.
 template <class T, int THREADS>
 constexpr int QUADS = sizeof(T) == 2 ? Product<T, THREADS>::QUADS : (TILE_ROWS<THREADS> + CLUSTERS) * STRIDE;
@@ -55,9 +56,9 @@ constexpr int QUADS = sizeof(T) == 2 ? Product<T, THREADS>::QUADS : (TILE_ROWS<T
 // d or what the tensor cores make of 16-bit numbers, depends on its row and its centroid alone.
 template <int THREADS, class T, class Position>
 CUDA_OPS_DEVICE void find_nearest(const T* x, int64_t token, int64_t element, int rows, const Position& position, const float* centroids, const float* half_norms,
-                                  int C, int D, Quad* memory, int32_t nearest[OWN_ROWS<T>]) {
-  float best[OWN_ROWS<T>];
-  for (int r = 0; r < OWN_ROWS<T>; ++r) {
+                                  int C, int D, Quad* memory, int32_t nearest[OWN_ROWS]) {
+  float best[OWN_ROWS];
+  for (int r = 0; r < OWN_ROWS; ++r) {
     best[r] = -infinity();
     nearest[r] = 0;
   }
@@ -74,21 +75,21 @@ CUDA_OPS_DEVICE void find_nearest(const T* x, int64_t token, int64_t element, in
         return from >= 0 ? x + from * token : nullptr;
       };
       const auto centroid = [=](int c) { return c0 + c < C ? centroids + (c0 + c) * D : nullptr; };
-      float sum[Product<T, THREADS>::TILES][4];
-      Product<T, THREADS>::multiply(rows, row, element, centroid, D, memory, sum);
-      CUDA_OPS_UNROLL(4)
-      for (int n = 0; n < Product<T, THREADS>::TILES; ++n)
+      typename Product<T, THREADS>::Sums sums;
+      Product<T, THREADS>::multiply(rows, row, element, centroid, D, memory, sums);
+      CUDA_OPS_UNROLL(2)
+      for (int set = 0; set < CLUSTERS / SET; ++set)
         for (int side = 0; side < 2; ++side) {
-          const int cluster = c0 + n * 8 + column_of_d(side);
+          const int cluster = c0 + set * SET + row_of_d(2 * side);
           const float half_norm = cluster < C ? half_norms[cluster] : 0;
-          for (int r = 0; r < OWN_ROWS<T>; ++r) compare(r, cluster, sum[n][2 * r + side] - half_norm);
+          for (int r = 0; r < OWN_ROWS; ++r) compare(r, cluster, sums[set].of(r / 2, 2 * side + r % 2) - half_norm);
         }
     } else {
-      constexpr int OWN_CLUSTERS = CLUSTERS / CLUSTER_LANES<T>;
-      const int t = device::thread(), own_cluster = t % CLUSTER_LANES<T>;
+      constexpr int OWN_CLUSTERS = CLUSTERS / CLUSTER_LANES;
+      const int t = device::thread(), own_cluster = t % CLUSTER_LANES;
       const bool busy = t / WARP * WARP_ROWS < rows;
       Quad *row_piece = memory, *centroid_piece = memory + TILE_ROWS<THREADS> * STRIDE;
-      float sum[OWN_CLUSTERS][OWN_ROWS<T>] = {};
+      float sum[OWN_CLUSTERS][OWN_ROWS] = {};
       for (int d0 = 0; d0 < D; d0 += COLUMNS) {
         float *to_row = row_piece->at, *to_centroid = centroid_piece->at;
         const int column = t % COLUMNS;
@@ -103,25 +104,25 @@ CUDA_OPS_DEVICE void find_nearest(const T* x, int64_t token, int64_t element, in
         device::barrier();
         CUDA_OPS_UNROLL(1)
         for (int quad = 0; quad < COLUMNS / 4 && busy; ++quad) {
-          Quad row[OWN_ROWS<T>];
-          for (int r = 0; r < OWN_ROWS<T>; ++r) row[r] = row_piece[own_row<T>(r) * STRIDE + quad];
+          Quad row[OWN_ROWS];
+          for (int r = 0; r < OWN_ROWS; ++r) row[r] = row_piece[own_row<T>(r) * STRIDE + quad];
           for (int c = 0; c < OWN_CLUSTERS; ++c) {
-            const Quad centroid = centroid_piece[(own_cluster + c * CLUSTER_LANES<T>) * STRIDE + quad];
-            for (int r = 0; r < OWN_ROWS<T>; ++r)
+            const Quad centroid = centroid_piece[(own_cluster + c * CLUSTER_LANES) * STRIDE + quad];
+            for (int r = 0; r < OWN_ROWS; ++r)
               for (int d = 0; d < 4; ++d) sum[c][r] = device::fma(row[r].at[d], centroid.at[d], sum[c][r]);
           }
         }
         device::barrier();
       }
       for (int c = 0; c < OWN_CLUSTERS; ++c) {
-        const int cluster = c0 + own_cluster + c * CLUSTER_LANES<T>;
+        const int cluster = c0 + own_cluster + c * CLUSTER_LANES;
         const float half_norm = cluster < C ? half_norms[cluster] : 0;
-        for (int r = 0; r < OWN_ROWS<T>; ++r) compare(r, cluster, sum[c][r] - half_norm);
+        for (int r = 0; r < OWN_ROWS; ++r) compare(r, cluster, sum[c][r] - half_norm);
       }
     }
   }
-  for (int lanes = 1; lanes < CLUSTER_LANES<T>; lanes *= 2)
-    for (int r = 0; r < OWN_ROWS<T>; ++r) {
+  for (int lanes = NEXT_LANE<T>; lanes < NEXT_LANE<T> * CLUSTER_LANES; lanes *= 2)
+    for (int r = 0; r < OWN_ROWS; ++r) {
       const float score = device::shuffle_xor(best[r], lanes);
       const int32_t cluster = device::shuffle_xor(nearest[r], lanes);
       if (score > best[r] || (score == best[r] && cluster < nearest[r])) {
@@ -220,11 +221,11 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SAMPLE_THREADS) sample_centroids(Side<T> first, S
   device::barrier();
   for (int64_t round = 0; round < rounds; ++round) {
     for (int j0 = 0; j0 < S; j0 += TILE_ROWS<THREADS>) {
-      int32_t nearest[OWN_ROWS<T>];
+      int32_t nearest[OWN_ROWS];
       const int rows = smaller(TILE_ROWS<THREADS>, S - j0);
       const auto position = [=](int i) { return int64_t(positions[j0 + i]); };
       find_nearest<THREADS>(x, side.x.token, side.x.element, rows, position, centroids, half_norms, C, D, memory, nearest);
-      for (int r = 0; r < OWN_ROWS<T>; ++r)
+      for (int r = 0; r < OWN_ROWS; ++r)
         if (hands_on<T>(r) && own_row<T>(r) < rows) assigned[j0 + own_row<T>(r)] = nearest[r];
     }
     list_members<THREADS>(assigned, positions, S, C, sums, ends, order);
@@ -258,16 +259,85 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(ASSIGN_THREADS) assign_tokens(Side<T> first, Side
   const auto position = [=](int i) { return valid[i / WARP] >> i % WARP & 1 ? i0 + i : -1; };
   uint32_t any = 0;
   for (int w = 0; w < ROWS / WARP; ++w) any |= valid[w];
-  int32_t nearest[OWN_ROWS<T>] = {};
+  int32_t nearest[OWN_ROWS] = {};
   // a tile of padding has nothing to find
   if (any)
     find_nearest<THREADS>(side.x.base + side.x.offset(b, head % side.heads, 0, 0), side.x.token, side.x.element, rows, position, side.centroids + head * side.C * D,
                           side.half_norms + head * side.C, C, D, memory, nearest);
-  for (int r = 0; r < OWN_ROWS<T>; ++r) {
+  for (int r = 0; r < OWN_ROWS; ++r) {
     const int row = own_row<T>(r);
     if (!hands_on<T>(r) || row >= rows) continue;
     const int32_t cluster = position(row) >= 0 ? nearest[r] : -1;
     for (int64_t copy = 0; copy < side.copies; ++copy) side.assignment[(head * side.copies + copy) * N + i0 + row] = cluster;
+  }
+}
+
+// The same for 16-bit rows of no more columns than a piece and at most MOST centroids, which a block splits once for `each` tiles of a head; of each tile a warp
+// keeps its rows, and no warp waits for another one between the tiles.
+template <class T>
+constexpr int SPLIT_ROWS = ASSIGN_THREADS / WARP * 8 * OWN_TILES<T>;
+constexpr int FEW_CLUSTERS = 2 * SET, MOST_SPLIT_CLUSTERS = 7 * SET;
+template <class T, int MOST>
+CUDA_OPS_KERNEL CUDA_OPS_BLOCKS(ASSIGN_THREADS, 4) assign_split(Side<T> first, Side<T> second, int64_t first_blocks, Tokens tokens, Budgets budgets, int D,
+                                                                 int64_t each) {
+  constexpr int ROWS = 8 * OWN_TILES<T>, OWN = LANE_ROWS<T>;
+  CUDA_OPS_SHARED(Eight, memory, MOST / SET * SET_EIGHTS);
+  CUDA_OPS_SHARED(float, norms, MOST);
+  const bool is_first = device::block() < first_blocks;
+  const Side<T> side = is_first ? first : second;
+  const int64_t N = tokens.N, tiles = (N + SPLIT_ROWS<T> - 1) / SPLIT_ROWS<T>, head_blocks = (tiles + each - 1) / each;
+  const int64_t block = device::block() - (is_first ? 0 : first_blocks), head = block / head_blocks, b = head / side.heads;
+  const int64_t begin = block % head_blocks * each, end = smaller(tiles, begin + each);
+  const int C = int(clusters_of(side, step_of(budgets, count_of(tokens, b)))), sets = (C + SET - 1) / SET;
+  const int t = device::thread(), lane = t % WARP;
+  const T* start = side.x.base + side.x.offset(b, head % side.heads, 0, 0);
+  CUDA_OPS_UNROLL(1)
+  for (int64_t tile = begin; tile < end; ++tile) {
+    const int64_t i0 = tile * SPLIT_ROWS<T> + t / WARP * ROWS, i = i0 + handed_row<T>();
+    const uint32_t valid = device::ballot(lane < ROWS && i0 + lane < N && index_of(tokens, b, i0 + lane) >= 0);
+    SplitRows<T, OWN_TILES<T>> rows;
+    if (valid) rows.load([=](int r) { return valid >> r & 1 ? start + (i0 + r) * side.x.token : nullptr; }, side.x.element, 0, D);
+    if (tile == begin) {
+      split_vectors<ASSIGN_THREADS>(sets, [=](int c) { return c < C ? side.centroids + (head * side.C + c) * D : nullptr; }, 0, D, memory);
+      // a centroid that is not there is never the nearest one
+      if (t < sets * SET) norms[t] = t < C ? side.half_norms[head * side.C + t] : infinity();
+      device::barrier();
+    }
+    float best[OWN];
+    int32_t nearest[OWN];
+    for (int r = 0; r < OWN; ++r) {
+      best[r] = -infinity();
+      nearest[r] = 0;
+    }
+    CUDA_OPS_UNROLL(1)
+    for (int set = 0; set < sets && valid; ++set) {
+      SplitSums<OWN_TILES<T>> sums;
+      sums.clear();
+      rows.multiply(memory + set * SET_EIGHTS, D, sums);
+      CUDA_OPS_UNROLL(2)
+      for (int next = 0; next < 2; ++next) {
+        const int cluster = set * SET + row_of_d(2 * next);
+        const float half_norm = norms[cluster];
+        CUDA_OPS_UNROLL(OWN)
+        for (int r = 0; r < OWN; ++r) {
+          const float score = sums.of(r / 2, 2 * next + r % 2) - half_norm;
+          if (score > best[r]) {
+            best[r] = score;
+            nearest[r] = cluster;
+          }
+        }
+      }
+    }
+    gather_rows<T>([&](int r, int other, bool upper, int lanes) {
+      const float score = device::shuffle_xor(upper ? best[r] : best[other], lanes), own_score = upper ? best[other] : best[r];
+      const int32_t cluster = device::shuffle_xor(upper ? nearest[r] : nearest[other], lanes), own_cluster = upper ? nearest[other] : nearest[r];
+      const bool nearer = score > own_score || (score == own_score && cluster < own_cluster);
+      best[r] = nearer ? score : own_score;
+      nearest[r] = nearer ? cluster : own_cluster;
+    });
+    if (i >= N || !hands_row_on<T>()) continue;
+    const int32_t cluster = valid >> handed_row<T>() & 1 ? nearest[0] : -1;
+    for (int64_t copy = 0; copy < side.copies; ++copy) side.assignment[(head * side.copies + copy) * N + i] = cluster;
   }
 }
 
@@ -291,13 +361,23 @@ void cluster_rows(const RowClusters* sides, int count, const Tokens& tokens, con
   const RowClusters& first = sides[0];
   const RowClusters& second = sides[count - 1];
   const int64_t first_heads = B * first.heads, heads = first_heads + (count > 1 ? B * second.heads : 0);
-  const int64_t tiles = (tokens.N + TILE_ROWS<ASSIGN_THREADS> - 1) / TILE_ROWS<ASSIGN_THREADS>;
-  if (!heads || !tiles) return;
+  if (!heads || !tokens.N) return;
+  const auto tiles = [&](int64_t rows) { return (tokens.N + rows - 1) / rows; };
   with_type(first.x.type, [&](auto type) {
     using T = decltype(type);
     const auto one = side_of<T>(first, cluster_rows_memory(tokens.N, first.C, sample)), other = side_of<T>(second, cluster_rows_memory(tokens.N, second.C, sample));
     CUDA_OPS_LAUNCH(sample_centroids<T>, heads, SAMPLE_THREADS, stream, one, other, first_heads, tokens, budgets, int(D), rounds);
-    CUDA_OPS_LAUNCH(assign_tokens<T>, heads * tiles, ASSIGN_THREADS, stream, one, other, first_heads * tiles, tokens, budgets, int(D));
+    if constexpr (sizeof(T) == 2) {
+      const int64_t most = first.C > second.C ? first.C : second.C;
+      if (D <= PIECE && most <= MOST_SPLIT_CLUSTERS) {
+        const int64_t each = tiles_of_block(heads * tiles(SPLIT_ROWS<T>)), of_head = (tiles(SPLIT_ROWS<T>) + each - 1) / each;
+        const auto kernel = most <= FEW_CLUSTERS ? assign_split<T, FEW_CLUSTERS> : assign_split<T, MOST_SPLIT_CLUSTERS>;
+        CUDA_OPS_LAUNCH(kernel, heads * of_head, ASSIGN_THREADS, stream, one, other, first_heads * of_head, tokens, budgets, int(D), each);
+        return;
+      }
+    }
+    const int64_t of_head = tiles(TILE_ROWS<ASSIGN_THREADS>);
+    CUDA_OPS_LAUNCH(assign_tokens<T>, heads * of_head, ASSIGN_THREADS, stream, one, other, first_heads * of_head, tokens, budgets, int(D));
   });
 }
 

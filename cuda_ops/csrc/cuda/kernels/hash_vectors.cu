@@ -49,43 +49,63 @@ CUDA_OPS_KERNEL hash_tile(Heads<float> x, const float* planes, Tokens tokens, in
   }
 }
 
-constexpr int SPLIT_THREADS = 128, SPLIT_TOKENS = SPLIT_THREADS / WARP * 16;
-
-// The same for 16-bit numbers on the tensor cores: a warp has 16 tokens, with half a word of planes at a time.
+constexpr int SPLIT_THREADS = 128;
 template <class T>
-CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SPLIT_THREADS) hash_split(Heads<T> x, const float* planes, Tokens tokens, int64_t H, int64_t D, int64_t P, uint64_t* codes,
-                                                          Zeros zeros) {
-  using Product = SplitProduct<T, SPLIT_TOKENS, WARP, 32>;
-  CUDA_OPS_SHARED(Quad, memory, Product::QUADS);
-  const int64_t N = tokens.N, tiles = (N + SPLIT_TOKENS - 1) / SPLIT_TOKENS, words = (P + 63) / 64;
-  const int64_t b = device::block() / tiles / H, h = device::block() / tiles % H, first = device::block() % tiles * SPLIT_TOKENS;
-  const int rows = int(smaller<int64_t>(SPLIT_TOKENS, N - first)), t = device::thread();
-  const T* start = x.base + x.offset(b, h, first, 0);
+constexpr int SPLIT_TOKENS = SPLIT_THREADS / WARP * 8 * OWN_TILES<T>;
+
+// The same for 16-bit numbers on the tensor cores: a block has `each` tiles of one head, of each tile a warp keeps its rows and multiplies them with a quarter of
+// the planes of a word at a time. WHOLE: D is no more than a piece, so that the planes are split once, and no warp waits for another one between the tiles.
+template <class T, bool WHOLE>
+CUDA_OPS_KERNEL CUDA_OPS_BLOCKS(SPLIT_THREADS, WHOLE ? 4 : 3) hash_split(Heads<T> x, const float* planes, Tokens tokens, int64_t H, int64_t D, int64_t P, int64_t each,
+                                                              uint64_t* codes, Zeros zeros) {
+  constexpr int SETS = 64 / SET, ROWS = LANE_ROWS<T>;
+  CUDA_OPS_SHARED(Eight, memory, (WHOLE ? SETS : 1) * SET_EIGHTS);
+  const int64_t N = tokens.N, tiles = (N + SPLIT_TOKENS<T> - 1) / SPLIT_TOKENS<T>, head_blocks = (tiles + each - 1) / each, words = (P + 63) / 64;
+  const int64_t head = device::block() / head_blocks, b = head / H, first = device::block() % head_blocks * each, last = smaller(tiles, first + each);
+  const int lane = device::thread() % WARP;
+  const T* start = x.base + x.offset(b, head % H, 0, 0);
   clear(zeros);
-  const auto row = [=](int r) { return start + r * x.token; };
   for (int64_t word = 0; word < words; ++word) {
-    int32_t halves[2][2] = {};  // of a row: of its word
     CUDA_OPS_UNROLL(1)
-    for (int half = 0; half < 2 && word * 64 + half * WARP < P; ++half) {
-      const int64_t p0 = word * 64 + half * WARP;
-      const auto plane = [=](int p) { return p0 + p < P ? planes + (p0 + p) * D : nullptr; };
-      float sum[Product::TILES][4];
-      Product::multiply(rows, row, x.element, plane, D, memory, sum);
-      for (int side = 0; side < 2; ++side) {
-        int32_t bits = 0;
-        CUDA_OPS_UNROLL(Product::TILES)
-        for (int n = 0; n < Product::TILES; ++n)
-          for (int i = 0; i < 2; ++i) bits |= int32_t(uint32_t(sum[n][2 * side + i] > 0) << (n * 8 + column_of_d(i)));
-        for (int lanes = 1; lanes < 4; lanes *= 2) bits |= device::shuffle_xor(bits, lanes);
-        (half ? halves[side][1] : halves[side][0]) = bits;
+    for (int64_t tile = first; tile < last; ++tile) {
+      const int64_t i0 = tile * SPLIT_TOKENS<T> + device::thread() / WARP * (8 * OWN_TILES<T>), i = i0 + handed_row<T>();
+      const bool mine = i < N && hands_row_on<T>(), valid = mine && index_of(tokens, b, i) >= 0;
+      const auto row = [=](int r) { return i0 + r < N ? start + (i0 + r) * x.token : nullptr; };
+      SplitRows<T, OWN_TILES<T>> rows;
+      if constexpr (WHOLE) {
+        if (i0 < N) rows.load(row, x.element, 0, D);
+        if (tile == first) {
+          const auto plane = [=](int p) { return word * 64 + p < P ? planes + (word * 64 + p) * D : nullptr; };
+          if (word) device::barrier();
+          split_vectors<SPLIT_THREADS>(SETS, plane, 0, D, memory);
+          device::barrier();
+        }
       }
-    }
-    for (int side = 0; side < 2; ++side) {
-      const int r = t / WARP * 16 + row_of_d(2 * side);
-      const int64_t i = first + r;
-      if (t % 4 != side || r >= rows) continue;
-      const bool valid = index_of(tokens, b, i) >= 0;
-      codes[((b * H + h) * N + i) * words + word] = valid ? uint64_t(uint32_t(halves[side][1])) << 32 | uint32_t(halves[side][0]) : 0;
+      uint64_t code[ROWS] = {};
+      CUDA_OPS_UNROLL(1)
+      for (int set = 0; set < SETS; ++set) {
+        const int64_t p0 = word * 64 + set * SET;
+        SplitSums<OWN_TILES<T>> sums[1];
+        sums[0].clear();
+        if (p0 < P) {
+          const auto plane = [=](int p) { return p0 + p < P ? planes + (p0 + p) * D : nullptr; };
+          if constexpr (!WHOLE) multiply_pieces<T, SPLIT_THREADS>(i0 < N, row, x.element, plane, D, memory, sums);
+          else if (i0 < N) rows.multiply(memory + set * SET_EIGHTS, D, sums[0]);
+        }
+        // planes lane / 4 and lane / 4 + 8, the first set in the lowest bits in the end
+        CUDA_OPS_UNROLL(ROWS)
+        for (int r = 0; r < ROWS; ++r) {
+          const uint32_t bits = uint32_t(sums[0].positive(r / 2, r % 2)) | uint32_t(sums[0].positive(r / 2, r % 2 + 2)) << 8;
+          code[r] = code[r] >> SET | uint64_t(bits) << (64 - SET);
+        }
+      }
+      for (int r = 0; r < ROWS; ++r) code[r] <<= lane / 4;
+      gather_rows<T>([&](int r, int other, bool upper, int lanes) {
+        const uint64_t give = upper ? code[r] : code[other], keep = upper ? code[other] : code[r];
+        const uint32_t low = uint32_t(device::shuffle_xor(int32_t(uint32_t(give)), lanes)), high = uint32_t(device::shuffle_xor(int32_t(uint32_t(give >> 32)), lanes));
+        code[r] = keep | uint64_t(high) << 32 | low;
+      });
+      if (mine) codes[(head * N + i) * words + word] = valid ? code[0] : 0;
     }
   }
 }
@@ -97,13 +117,16 @@ namespace cuda_ops::launch {
 void hash_vectors(const Vectors& x, const float* planes, const Tokens& tokens, int64_t B, int64_t H, int64_t D, int64_t P, uint64_t* codes, Stream stream,
                   const Zeros& zeros) {
   if (B * H * tokens.N == 0) return;
-  const auto blocks = [&](int64_t rows) { return B * H * ((tokens.N + rows - 1) / rows); };
+  const auto tiles = [&](int64_t rows) { return (tokens.N + rows - 1) / rows; };
   with_type(x.type, [&](auto type) {
     using T = decltype(type);
-    if constexpr (sizeof(T) == 2)
-      CUDA_OPS_LAUNCH(hash_split<T>, blocks(SPLIT_TOKENS), SPLIT_THREADS, stream, Heads<T>(x), planes, tokens, H, D, P, codes, zeros);
-    else
-      CUDA_OPS_LAUNCH(hash_tile, blocks(TOKENS), THREADS, stream, Heads<T>(x), planes, tokens, H, D, P, codes, zeros);
+    if constexpr (sizeof(T) == 2) {
+      const int64_t of_head = tiles(SPLIT_TOKENS<T>), each = tiles_of_block(B * H * of_head), blocks = B * H * ((of_head + each - 1) / each);
+      const auto kernel = D <= PIECE ? hash_split<T, true> : hash_split<T, false>;
+      CUDA_OPS_LAUNCH(kernel, blocks, SPLIT_THREADS, stream, Heads<T>(x), planes, tokens, H, D, P, each, codes, zeros);
+    } else {
+      CUDA_OPS_LAUNCH(hash_tile, B * H * tiles(TOKENS), THREADS, stream, Heads<T>(x), planes, tokens, H, D, P, codes, zeros);
+    }
   });
 }
 

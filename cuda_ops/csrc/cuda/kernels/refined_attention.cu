@@ -6,7 +6,8 @@
 
 namespace {
 
-constexpr int NEIGHBOURS = 9, LANES = 8;  // so many neighbours of a query at a time; so many threads to a pair without tensor cores
+// So many neighbours of a query at a time; so many threads to a pair without tensor cores; most top keys that are kept in shared memory.
+constexpr int NEIGHBOURS = 9, LANES = 8, SHORT_LIST = 256;
 
 // What a query block shares of its cluster's cells, the virtual keys: logits x . K_cm + (ln Z_cm - mean . K_cm) + min(1, |x - mean|^2 spread_cm / 2).
 struct SharedCells {
@@ -76,6 +77,7 @@ struct MatrixCells : CellRows {
   template <int SIZE, int STRIDE>
   CUDA_OPS_DEVICE void load(int64_t j0, int rows, T* to_keys, T* to_values) const {
     constexpr int LANES_OF_A_KEY = SIZE / 8;
+    CUDA_OPS_UNROLL(1)
     for (int e = device::thread(); e < rows * LANES_OF_A_KEY; e += device::threads()) {
       const int j = e / LANES_OF_A_KEY, d = e % LANES_OF_A_KEY * 8;
       const bool here = j0 + j < count;
@@ -131,46 +133,66 @@ CUDA_OPS_DEVICE int neighbours_at_once(int left) {
 // What neighbours of a query need of its cluster.
 struct Listing {
   const int32_t* top_keys;  // `top` of them
-  int64_t top;
-  const float* scores;              // (N)
-  const int32_t* key_assignment;    // (N)
-  const int32_t* index;             // (QUERIES): of the queries among the valid tokens
+  int top;
+  const float* scores;            // (N)
+  const int32_t* key_assignment;  // (N)
+  const int32_t* index;           // (QUERIES): of the queries among the valid tokens
   Tokens tokens;
-  int64_t b, n, cells;
+  int b, n, cells, count;  // `count` queries
 
-  // The token `offset` valid tokens from query r, or -1: there is none, or it is a top key. Its cell, or -1.
-  CUDA_OPS_DEVICE int32_t neighbour(int r, int64_t offset, int32_t& cell) const {
-    const int64_t j = index[r] + offset, position = j >= 0 && j < n ? position_of(tokens, b, j) : -1;
-    cell = -1;
-    if (position < 0 || holds(top_keys, top, position)) return -1;
-    const int32_t m = key_assignment[position];
-    if (m >= 0 && m < cells) cell = m;
-    return int32_t(position);
+  // The token `offset` valid tokens from query r, or -1.
+  CUDA_OPS_DEVICE int32_t neighbour(int r, int offset) const {
+    const int j = r < count ? index[r] + offset : -1;
+    return j >= 0 && j < n ? int32_t(position_of(tokens, b, j)) : -1;
+  }
+  // The cell of a token, or -1.
+  CUDA_OPS_DEVICE int32_t cell(int32_t position) const {
+    const int32_t m = position < 0 ? -1 : key_assignment[position];
+    return m < cells ? m : -1;
   }
 };
 
-// Names the neighbours of the 16 queries of each warp. Their counted logits begin as the score of their key, to which their cell adds.
-CUDA_OPS_DEVICE void name_neighbours(const Listing& listing, int64_t count, int64_t first, const Neighbours& near) {
-  const int r = device::thread() / WARP * 16 + device::thread() % 16;
-  for (int w = device::thread() % WARP / 16; w < near.width; w += 2) {
-    int32_t cell = -1;
-    const int32_t position = r < count ? listing.neighbour(r, first + w, cell) : -1;
-    near.position[r * NEIGHBOURS + w] = position;
-    near.cell[r * NEIGHBOURS + w] = cell;
-    near.counted[r * NEIGHBOURS + w] = cell >= 0 ? listing.scores[position] : -infinity();
+// Names the neighbours of the 16 queries of each warp, without top keys. Their counted logits begin as the score of their key, to which their cell adds.
+CUDA_OPS_DEVICE void name_neighbours(const Listing& listing, int first, const Neighbours& near) {
+  constexpr int HALF = (NEIGHBOURS + 1) / 2;
+  const int r = device::thread() / WARP * 16 + device::thread() % 16, begin = device::thread() % WARP / 16 * HALF;
+  int32_t position[HALF], cell[HALF];
+  float score[HALF];
+  CUDA_OPS_UNROLL(HALF)
+  for (int i = 0; i < HALF; ++i) position[i] = begin + i < near.width ? listing.neighbour(r, first + begin + i) : -1;
+  CUDA_OPS_UNROLL(HALF)
+  for (int i = 0; i < HALF; ++i) {
+    cell[i] = listing.cell(position[i]);
+    score[i] = position[i] < 0 ? -infinity() : listing.scores[position[i]];
+  }
+  int slot = -1;  // of the top keys, which ascend as the neighbours do
+  CUDA_OPS_UNROLL(HALF)
+  for (int i = 0; i < HALF; ++i) {
+    if (position[i] >= 0) {
+      if (slot < 0) slot = int(slot_from(listing.top_keys, listing.top, position[i]));
+      while (slot < listing.top && listing.top_keys[slot] < position[i]) ++slot;
+    }
+    const bool on_top = position[i] >= 0 && slot < listing.top && listing.top_keys[slot] == position[i];
+    const int place = r * NEIGHBOURS + begin + i;
+    if (begin + i >= near.width) continue;
+    near.position[place] = on_top ? -1 : position[i];
+    near.cell[place] = on_top ? -1 : cell[i];
+    near.counted[place] = on_top || cell[i] < 0 ? -infinity() : score[i];
   }
   device::warp_barrier();
 }
 
 // The same without tensor cores, with both logits.
 template <int QUERIES, class T>
-CUDA_OPS_DEVICE void neighbour_logits(const QueryRows<T>& queries, const ListedKeys<T>& top, const VectorCells& cells, const Listing& listing, int64_t first,
+CUDA_OPS_DEVICE void neighbour_logits(const QueryRows<T>& queries, const ListedKeys<T>& top, const VectorCells& cells, const Listing& listing, int first,
                                       const Neighbours& near) {
   const int lane = device::thread() % LANES;
+  CUDA_OPS_UNROLL(1)
   for (int p0 = 0; p0 < QUERIES * near.width; p0 += device::threads() / LANES) {
     const int pair = p0 + device::thread() / LANES, r = pair / near.width, w = pair % near.width;
-    int32_t m = -1;
-    const int64_t position = pair < QUERIES * near.width && r < queries.count ? listing.neighbour(r, first + w, m) : -1;
+    int32_t position = pair < QUERIES * near.width ? listing.neighbour(r, first + w) : -1;
+    if (position >= 0 && holds(listing.top_keys, listing.top, position)) position = -1;
+    const int32_t m = listing.cell(position);
     float exact = 0, share = 0;
     for (int64_t d = lane; d < queries.D && position >= 0; d += LANES) {
       const float x = queries.at(r, d);
@@ -183,7 +205,7 @@ CUDA_OPS_DEVICE void neighbour_logits(const QueryRows<T>& queries, const ListedK
     }
     if (lane == 0 && pair < QUERIES * near.width) {
       const int place = r * NEIGHBOURS + w;
-      near.position[place] = int32_t(position);
+      near.position[place] = position;
       near.exact[place] = position >= 0 ? exact : -infinity();
       near.counted[place] = m >= 0 ? listing.scores[position] + (share + lesser(cells.shared.half[r] * cells.spread[m], 1)) : -infinity();
     }
@@ -255,15 +277,14 @@ constexpr int BLOCKS = ON_TENSOR_CORES<T, SIZE> && SIZE <= 64 ? 3 : 1;
 // Blocks are (batch row, head, QUERIES members of a cluster).
 template <class T, int SIZE>
 CUDA_OPS_KERNEL CUDA_OPS_BLOCKS((AttentionOf<T, SIZE>::THREADS), (BLOCKS<T, SIZE>))
-attend_refined(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, cuda_ops::Groups groups, cuda_ops::Refined refined, Budgets budgets, int64_t segments,
+attend_refined(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, cuda_ops::Groups groups, cuda_ops::Refined refined, Budgets budgets, int32_t segments,
                Output<T> out, float* log_mass) {
   using Attention = AttentionOf<T, SIZE>;
-  constexpr int QUERIES = Attention::QUERIES, WARPS = Attention::THREADS / WARP;
+  constexpr int QUERIES = Attention::QUERIES;
   CUDA_OPS_SHARED(Quad, memory, Attention::QUADS);
   CUDA_OPS_SHARED(int32_t, index, QUERIES);
   CUDA_OPS_SHARED(int32_t, position, QUERIES);
-  CUDA_OPS_SHARED(int32_t, counters, WARPS);
-  CUDA_OPS_SHARED(Segment, found, 1);
+  CUDA_OPS_SHARED(int32_t, short_list, SHORT_LIST);
   CUDA_OPS_SHARED(float, half, QUERIES);
   CUDA_OPS_SHARED(float, own_product, QUERIES);
   CUDA_OPS_SHARED(float, mean, SIZE);
@@ -275,14 +296,14 @@ attend_refined(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, c
   CUDA_OPS_SHARED(int32_t, near_cell, QUERIES * NEIGHBOURS);
   CUDA_OPS_SHARED(float, near_exact, QUERIES * NEIGHBOURS);
   CUDA_OPS_SHARED(float, near_counted, QUERIES * NEIGHBOURS);
-  const int32_t head = int32_t(device::block()) / int32_t(segments), b = head / int32_t(shape.H), h = head % int32_t(shape.H);
-  const int64_t N = tokens.N, D = shape.D, C = budgets.C, M = budgets.M;
-  const int32_t* first = groups.first + head * (C + 1);
-  const Segment own = find_segment(first, C, QUERIES, int32_t(device::block()) % int32_t(segments), counters, found);
+  const int32_t head = int32_t(device::block()) / segments, b = head / int32_t(shape.H), h = head % int32_t(shape.H), C = int32_t(budgets.C);
+  const int64_t N = tokens.N, D = shape.D, M = budgets.M;
+  const int32_t* first = groups.first + int64_t(head) * (C + 1);
+  const Segment own = find_segment(first, C, QUERIES, int32_t(device::block()) % segments);
   if (own.cluster < 0) return;
-  const int t = device::thread();
-  const int64_t n = count_of(tokens, b), cluster = head * C + own.cluster;
-  const int64_t begin = first[own.cluster] + own.rank, count = smaller(int64_t(QUERIES), first[own.cluster + 1] - begin);
+  const int t = device::thread(), n = int(count_of(tokens, b));
+  const int64_t cluster = int64_t(head) * C + own.cluster;
+  const int32_t begin = first[own.cluster] + own.rank, count = smaller(QUERIES, first[own.cluster + 1] - begin);
   if (t < count) {
     index[t] = groups.order[head * N + begin + t];
     position[t] = int32_t(position_of(tokens, b, index[t]));
@@ -292,22 +313,27 @@ attend_refined(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, c
   const SharedCells shared{shift, mass, spread, half, own_product, mean, middle};
   const CellRows rows{cells.keys + cluster * M * D,   cells.values + cluster * M * D, cells.log_mass + cluster * M,
                       cells.spread + cluster * M, int(D),                          step_of(budgets, n).key_clusters};
+  const int32_t* list = refined.top_keys + cluster * budgets.K;
+  const int listed = named_keys(list, int(budgets.K), N);
+  for (int j = t; j < listed && listed <= SHORT_LIST; j += Attention::THREADS) short_list[j] = list[j];
   Attention attention(memory);
   device::barrier();
   const QueryRows<T> queries{q, b, h, D, count, position, refined.scale};
-  const int32_t* list = refined.top_keys + cluster * budgets.K;
-  const ListedKeys<T> top{k, v, b, h / shape.group, D, named_keys(list, budgets.K, N), list, tokens};
-  const Listing listing{list, top.count, refined.scores + cluster * N, refined.key_assignment + head * N, index, tokens, b, n, rows.count};
-  const int band = int(smaller(refined.band, n)), width = band ? 2 * band + 1 : 0;
+  const ListedKeys<T> top{k, v, b, h / shape.group, D, listed, list, tokens};
+  const Listing listing{listed <= SHORT_LIST ? short_list : list, listed, refined.scores + cluster * N, refined.key_assignment + head * N, index, tokens,
+                        b, n, int(rows.count), count};
+  const int band = int(smaller(refined.band, int64_t(n))), width = band ? 2 * band + 1 : 0;
   Neighbours near{{near_position, near_exact, near_counted, neighbours_at_once(width), NEIGHBOURS}, near_cell};
   attention.start(queries);
   if constexpr (ON_TENSOR_CORES<T, SIZE>) {
+    attention.add(queries, top);
+    attention.receive();
     find_middle<SIZE, Attention::THREADS>(rows, attention.memory(), middle);
     attention.moments(refined.scale, mean, middle, half, own_product);
-    attention.add(queries, top);
+    CUDA_OPS_UNROLL(1)
     for (int w0 = 0; w0 == 0 || w0 < width; w0 += NEIGHBOURS) {  // a wide band takes the logits of the cells several times
       near.width = neighbours_at_once(width - w0);
-      name_neighbours(listing, count, w0 - band, near);
+      name_neighbours(listing, w0 - band, near);
       attention.add(queries, MatrixCells<T>{rows, shared, near, attention.memory()}, w0 == 0);
       if (near.width) attention.add_own(queries, k, v, top.h, near);
     }
@@ -316,6 +342,7 @@ attend_refined(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, c
     const VectorCells tail{rows, shared};
     attention.add(queries, top);
     attention.add(queries, tail);
+    CUDA_OPS_UNROLL(1)
     for (int w0 = 0; w0 < width; w0 += NEIGHBOURS) {
       near.width = neighbours_at_once(width - w0);
       neighbour_logits<QUERIES>(queries, top, tail, listing, w0 - band, near);
@@ -342,7 +369,7 @@ void refined_attention(const Vectors& q, const Vectors& k, const Vectors& v, con
       using Attention = AttentionOf<T, SIZE>;
       const int64_t segments = (tokens.N + Attention::QUERIES - 1) / Attention::QUERIES + budgets.C, blocks = shape.B * shape.H * segments;
       const Heads<T> queries(q), keys(k), values(v);
-      CUDA_OPS_LAUNCH((attend_refined<T, SIZE>), blocks, Attention::THREADS, stream, queries, keys, values, tokens, shape, groups, refined, budgets, segments, Output<T>(out),
+      CUDA_OPS_LAUNCH((attend_refined<T, SIZE>), blocks, Attention::THREADS, stream, queries, keys, values, tokens, shape, groups, refined, budgets, int32_t(segments), Output<T>(out),
                       log_mass);
     });
   });

@@ -230,11 +230,9 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(2 * TILE_THREADS) query_gradients(RefinedRows<T> 
   CUDA_OPS_SHARED(int32_t, slot, SLOTS);
   CUDA_OPS_SHARED(QueryTotals, totals, QUERIES);
   CUDA_OPS_SHARED(Running, sums, QUERIES);
-  CUDA_OPS_SHARED(int32_t, counters, TILE_THREADS / WARP);
-  CUDA_OPS_SHARED(Segment, found, 1);
   const int64_t head = device::block() / segments;
   const int32_t* first_of = p.queries.first + head * (p.budgets.C + 1);
-  const Segment segment = find_segment(first_of, cluster_of(p, head, 0).clusters, QUERIES, device::block() % segments, counters, found);
+  const Segment segment = find_segment(first_of, int(cluster_of(p, head, 0).clusters), QUERIES, int(device::block() % segments));
   if (segment.cluster < 0) return;
   const Cluster own = cluster_of(p, head, segment.cluster);
   const TileMemory tile{x, g, k, v, query, position, slot, totals};

@@ -111,12 +111,10 @@ CUDA_OPS_KERNEL key_segment(RefinedRows<T> rows, RefinedBackward p, int64_t segm
   CUDA_OPS_SHARED(int32_t, key, KEYS);
   CUDA_OPS_SHARED(int32_t, position, KEYS);
   CUDA_OPS_SHARED(bool, filled, CLUSTERS);
-  CUDA_OPS_SHARED(int32_t, counters, TILE_THREADS / WARP);
-  CUDA_OPS_SHARED(Segment, found, 1);
   const int64_t head = device::block() / segments, C = p.budgets.C, M = p.budgets.M, K = p.budgets.K, N = p.in.shape.N, D = p.in.shape.D;
   const Cluster own = cluster_of(p, head, 0);
   const int32_t *first_of = p.keys.first + head * (M + 1), *queries_of = p.queries.first + head * (C + 1);
-  const Segment segment = find_segment(first_of, own.cells, KEYS, device::block() % segments, counters, found);
+  const Segment segment = find_segment(first_of, int(own.cells), KEYS, int(device::block() % segments));
   if (segment.cluster < 0) return;
   const int64_t m = segment.cluster, begin = first_of[m] + segment.rank, count = first_of[m + 1] - begin, key_head = own.h / p.in.shape.group;
   const int t = device::thread();

@@ -4,14 +4,20 @@
 
 namespace {
 
-// The sum of the values of the threads before this one, and in `total` that of all. `sums` has a place for each warp. Integers: their sum needs no order.
+// The sum of the values of the lanes up to this one. Integers: their sum needs no order.
+CUDA_OPS_DEVICE int32_t warp_sum_up_to(int32_t value) {
+  const int lane = device::thread() % WARP;
+  for (int step = 1; step < WARP; step *= 2) {
+    const int32_t other = device::shuffle(value, lane >= step ? lane - step : lane);
+    if (lane >= step) value += other;
+  }
+  return value;
+}
+
+// The sum of the values of the threads before this one, and in `total` that of all. `sums` has a place for each warp.
 CUDA_OPS_DEVICE int32_t sum_before(int32_t value, int32_t* sums, int32_t& total) {
   const int lane = device::thread() % WARP, warp = device::thread() / WARP;
-  int32_t up_to_here = value;
-  for (int step = 1; step < WARP; step *= 2) {
-    const int32_t other = device::shuffle(up_to_here, lane >= step ? lane - step : lane);
-    if (lane >= step) up_to_here += other;
-  }
+  const int32_t up_to_here = warp_sum_up_to(value);
   if (lane == WARP - 1) sums[warp] = up_to_here;
   device::barrier();
   int32_t before = up_to_here - value;

@@ -2,7 +2,6 @@
 
 #include "reduce.h"
 #include "segments.h"
-#include "top_list.h"
 #include "weighted_rows.h"
 
 namespace {
@@ -94,46 +93,88 @@ CUDA_OPS_DEVICE void find_center(const KeySegment& s, const Heads<T>& k, int64_t
   }
 }
 
-// Weights of the keys for CLUSTERS query clusters from c0 on, relative to the largest score of each, 0 for top keys; writes largest score and sum.
+constexpr int HALF = WARP / 2;
+constexpr float LOG2_E = 1.44269504088896340736f;
+static_assert(LENGTH == 4 * HALF);
+
+CUDA_OPS_DEVICE float half_sum(float value) {
+  for (int lanes = HALF / 2; lanes; lanes /= 2) value += device::shuffle_xor(value, lanes);
+  return value;
+}
+
+// Which keys of the segment are on a list, a bit for each of 64. Half a warp has a list, and gets the same bits in each lane.
+CUDA_OPS_DEVICE void find_listed(const KeySegment& s, const int32_t* list, int64_t K, bool here, int32_t (&listed)[2]) {
+  const int lane = device::thread() % HALF;
+  const int32_t begin = s.position[0], end = s.position[s.count - 1];
+  int64_t slot = 0;
+  if (here && K > 4 * WARP) {
+    CUDA_OPS_UNROLL(1)
+    for (int64_t high = K; slot < high;) {
+      const int64_t middle = (slot + high) / 2;
+      if (uint32_t(list[middle]) < uint32_t(begin)) slot = middle + 1;
+      else high = middle;
+    }
+  }
+  listed[0] = listed[1] = 0;
+  CUDA_OPS_UNROLL(4)
+  for (; here && slot < K; slot += HALF) {
+    const int32_t key = slot + lane < K ? list[slot + lane] : -1;
+    if (uint32_t(key) > uint32_t(end)) break;  // as all that follow
+    if (key < begin) continue;
+    int j = 0;
+    CUDA_OPS_UNROLL(6)
+    for (int step = LENGTH / 2; step; step /= 2) j += s.position[j + step - 1] < key ? step : 0;
+    const int32_t bit = s.position[j] == key ? int32_t(1u << j % WARP) : 0;
+    listed[0] |= j < WARP ? bit : 0;
+    listed[1] |= j < WARP ? 0 : bit;
+  }
+  if (!device::ballot(listed[0] | listed[1])) return;
+  CUDA_OPS_UNROLL(2)
+  for (int word = 0; word < 2; ++word)
+    for (int lanes = HALF / 2; lanes; lanes /= 2) listed[word] |= device::shuffle_xor(listed[word], lanes);
+}
+
+// Weights of the keys for CLUSTERS query clusters from c0 on, relative to the largest score of each, 0 for top keys; writes largest score and sum. Half a warp has a
+// cluster, and a lane four neighbouring keys.
 CUDA_OPS_DEVICE void weigh_keys(const KeySegment& s, const float* scores, const int32_t* top_keys, int64_t c0, int64_t C_row, int64_t C, int64_t K, int64_t N,
                                 float* masses) {
-  const int lane = device::thread() % WARP;
-  for (int r = device::thread() / WARP; r < CLUSTERS; r += SUM_THREADS / WARP) {
+  const int lane = device::thread() % HALF, j = lane * 4;
+  CUDA_OPS_UNROLL(1)
+  for (int r = device::thread() / HALF; r < CLUSTERS; r += SUM_THREADS / HALF) {
     const int64_t c = c0 + r, row = s.head * C + c;
-    float score[2], largest = -infinity();
-    bool counts[2], listed[2] = {};
-    int keys = 0;
-    CUDA_OPS_UNROLL(2)
-    for (int side = 0; side < 2; ++side) {
-      const int j = side * WARP + lane;
-      counts[side] = c < C_row && j < s.count;
-      score[side] = counts[side] ? scores[row * N + s.position[j]] : 0;
+    const bool here = c < C_row;
+    const float* from = scores + row * N;
+    float weight[4];
+    CUDA_OPS_UNROLL(4)
+    for (int i = 0; i < 4; ++i) weight[i] = here && j + i < s.count ? from[s.position[j + i]] : 0;
+    int32_t listed[2];
+    find_listed(s, top_keys + row * K, K, here, listed);
+    const uint32_t own = uint32_t(lane < HALF / 2 ? listed[0] : listed[1]) >> lane % 8 * 4;
+    float largest = -infinity();
+    bool counts[4];
+    CUDA_OPS_UNROLL(4)
+    for (int i = 0; i < 4; ++i) {
+      counts[i] = here && j + i < s.count && !(own >> i & 1);
+      largest = device::larger_number(largest, counts[i] ? weight[i] : -infinity());
     }
-    if (c < C_row) find_listed<LENGTH>(top_keys + row * K, K, s.position, s.count, listed);
-    CUDA_OPS_UNROLL(2)
-    for (int side = 0; side < 2; ++side) {
-      counts[side] = counts[side] && !listed[side];
-      score[side] = counts[side] ? score[side] : -infinity();
-      largest = larger(score[side], largest);
-      keys += device::ones(device::ballot(counts[side]));
-    }
-    largest = warp_largest(largest);
+    for (int lanes = HALF / 2; lanes; lanes /= 2) largest = device::larger_number(largest, device::shuffle_xor(largest, lanes));
+    const float base = largest == -infinity() ? 0 : largest;
     float sum = 0, square = 0;
-    CUDA_OPS_UNROLL(2)
-    for (int side = 0; side < 2; ++side) {
-      const int j = side * WARP + lane;
-      const float weight = counts[side] ? device::exponential(score[side] - largest) : 0;
-      set_weight<LENGTH>(s.weights, r, j, weight);
-      sum += weight;
-      if (counts[side]) square = device::fma(weight, s.away[j], square);
+    CUDA_OPS_UNROLL(4)
+    for (int i = 0; i < 4; ++i) {
+      weight[i] = counts[i] ? device::power_of_two((weight[i] - base) * LOG2_E) : 0;
+      sum += weight[i];
+      if (counts[i]) square = device::fma(weight[i], s.away[j + i], square);
     }
-    sum = warp_sum(sum);
-    square = warp_sum(square);
+    set_weights<LENGTH>(s.weights, r, j, weight);
+    sum = half_sum(sum);
+    square = half_sum(square);
     if (lane == 0) {
       s.sums[r] = sum;
-      s.squares[r] = keys > 1 ? square : 0;  // a single key has no spread at all
+      // A single key has no spread at all.
+      s.squares[r] = s.count - device::ones(uint32_t(listed[0])) - device::ones(uint32_t(listed[1])) > 1 ? square : 0;
     }
-    if (lane == 0 && c < C_row) {
+    if (lane == 0 && here) {
       masses[c * 3] = largest;
       masses[c * 3 + 1] = sum;
     }
@@ -152,15 +193,16 @@ CUDA_OPS_DEVICE void add_columns(float (&square)[2], float* partial) {
 // Blocks are (batch row, head, segment): largest score, sum of weights, spread and the means of keys and values, for every query cluster. The spread about the mean
 // is that about the center less the square of the distance of both.
 template <class T>
-CUDA_OPS_KERNEL sum_segment(const float* scores, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, cuda_ops::Groups groups, int64_t copies,
-                            const int32_t* top_keys, Budgets budgets, int64_t segments, float* part_sums, float* part_masses) {
-  CUDA_OPS_SHARED(int32_t, counters, SUM_THREADS / WARP);
-  CUDA_OPS_SHARED(Segment, found, 1);
+CUDA_OPS_KERNEL CUDA_OPS_BLOCKS(SUM_THREADS, 3) sum_segment(const float* scores, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, cuda_ops::Groups groups,
+                                                            int64_t copies, const int32_t* top_keys, Budgets budgets, int64_t segments, float* part_sums,
+                                                            float* part_masses) {
   CUDA_OPS_SHARED(int32_t, position, LENGTH);
   CUDA_OPS_SHARED(float, center, MOST_COLUMNS);
   CUDA_OPS_SHARED(float, away, LENGTH);
   CUDA_OPS_SHARED(bfloat16, weights, FLOAT_PARTS * CLUSTERS * (LENGTH + 8));
-  CUDA_OPS_SHARED(bfloat16, rows, DATA_PARTS<T> * LENGTH * ROW_STRIDE);
+  constexpr int ROWS = DATA_PARTS<T> * LENGTH * ROW_STRIDE;
+  constexpr bool BOTH = DATA_PARTS<T> == 1;  // rows of keys and values have a place each, and are sent before the weights are computed
+  CUDA_OPS_SHARED(bfloat16, rows, BOTH ? 2 * ROWS : ROWS);
   CUDA_OPS_SHARED(float, sums, CLUSTERS);
   CUDA_OPS_SHARED(float, squares, CLUSTERS);
   CUDA_OPS_SHARED(float, partial, SUM_THREADS / WARP * COLUMNS);
@@ -168,7 +210,7 @@ CUDA_OPS_KERNEL sum_segment(const float* scores, Heads<T> k, Heads<T> v, Tokens 
   const Step step = step_of(budgets, n);
   const int64_t listed = (b * shape.H + h) / copies, segment = device::block() % segments, key_head = h / shape.group;
   const int32_t* first = groups.first + listed * (budgets.M + 1);
-  const Segment own = find_segment(first, step.key_clusters, LENGTH, segment, counters, found);
+  const Segment own = find_segment(first, step.key_clusters, LENGTH, int(segment));
   if (own.cluster < 0) return;
   const int t = device::thread();
   const int64_t begin = first[own.cluster] + own.rank;
@@ -179,17 +221,28 @@ CUDA_OPS_KERNEL sum_segment(const float* scores, Heads<T> k, Heads<T> v, Tokens 
   device::barrier();
   part_sums += device::block() * budgets.C * 2 * D;
   part_masses += device::block() * budgets.C * 3;
+  CUDA_OPS_UNROLL(1)
   for (int64_t c0 = 0; c0 < step.clusters; c0 += CLUSTERS) {
-    weigh_keys(s, scores, top_keys, c0, step.clusters, budgets.C, budgets.K, N, part_masses);
     float distance = 0;  // of cluster c0 + t, for the first CLUSTERS threads
+    CUDA_OPS_UNROLL(1)
     for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
+      if constexpr (BOTH) {
+        const auto at = [&](int j) { return int64_t(position[j]); };
+        send_rows<LENGTH>(k, k.base + k.offset(b, key_head, 0, 0), at, s.count, int(d0), int(D), rows);
+        send_rows<LENGTH>(v, v.base + v.offset(b, key_head, 0, 0), at, s.count, int(d0), int(D), rows + ROWS);
+      }
+      if (!d0) weigh_keys(s, scores, top_keys, c0, step.clusters, budgets.C, budgets.K, N, part_masses);
+      if constexpr (BOTH) device::wait_for_copies();
+      CUDA_OPS_UNROLL(1)
       for (int values = 0; values < 2; ++values) {
-        Heads<T> x = k;
-        if (values) x = v;
-        load_rows<LENGTH>(x, b, key_head, position, s.count, d0, D, rows);
-        device::barrier();
+        if constexpr (!BOTH) {
+          Heads<T> x = k;
+          if (values) x = v;
+          load_rows<LENGTH>(x, b, key_head, position, s.count, d0, D, rows);
+        }
+        if (!BOTH || !values) device::barrier();
         RowSums sum;
-        sum.template add<T, LENGTH, LENGTH>(weights, 0, rows, s.count);
+        sum.template add<T, LENGTH, LENGTH>(weights, 0, BOTH && values ? rows + ROWS : rows, s.count);
         float square[2] = {};
         CUDA_OPS_UNROLL(2)
         for (int side = 0; side < 2; ++side) {

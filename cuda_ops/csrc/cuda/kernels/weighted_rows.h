@@ -8,13 +8,24 @@ namespace {
 
 constexpr int SUM_THREADS = 256, CLUSTERS = 32, COLUMNS = 64, ROW_STRIDE = COLUMNS + 8, SLICES = COLUMNS / 16;
 
-// One weight of LENGTH for a sum, to (FLOAT_PARTS, CLUSTERS, LENGTH + 8).
+struct alignas(8) FourBfloat16 {
+  uint32_t pairs[2];  // the first one in the lower half
+};
+
+// The weights of j to j + 3 of LENGTH for a sum, j a multiple of four, to (FLOAT_PARTS, CLUSTERS, LENGTH + 8).
 template <int LENGTH>
-CUDA_OPS_DEVICE void set_weight(bfloat16* weights, int r, int j, float weight) {
-  bfloat16 parts[FLOAT_PARTS];
-  split(weight, parts);
+CUDA_OPS_DEVICE void set_weights(bfloat16* weights, int r, int j, float (&weight)[4]) {
   CUDA_OPS_UNROLL(FLOAT_PARTS)
-  for (int i = 0; i < FLOAT_PARTS; ++i) weights[(i * CLUSTERS + r) * (LENGTH + 8) + j] = parts[i];
+  for (int i = 0; i < FLOAT_PARTS; ++i) {
+    FourBfloat16 part;
+    CUDA_OPS_UNROLL(2)
+    for (int two = 0; two < 2; ++two) {
+      part.pairs[two] = device::pair_of_bfloat16(weight[2 * two], weight[2 * two + 1]);
+      weight[2 * two] -= first_of(part.pairs[two], bfloat16());
+      weight[2 * two + 1] -= device::float_of(part.pairs[two] & 0xffff0000u);
+    }
+    *reinterpret_cast<FourBfloat16*>(weights + (i * CLUSTERS + r) * (LENGTH + 8) + j) = part;
+  }
 }
 
 // The numbers from d on of a row, and zeros behind it: one, or eight 16-bit ones at once where they can be read so.
@@ -44,32 +55,44 @@ CUDA_OPS_DEVICE void load_rows(const Heads<T>& x, int64_t b, int64_t h, const in
     const bool here = j < count;
     const int64_t row = x.offset(b, h, here ? position[j] : 0, 0);
     bfloat16* to = rows + j * ROW_STRIDE + d;
-    if constexpr (DATA_PARTS<T> == 1) {
-      copy_eight(x, row, here, d0 + d, D, to);
-    } else {
-      T from[WIDTH];
-      read_numbers(x, row, here, d0 + d, D, from);
-      CUDA_OPS_UNROLL(WIDTH)
-      for (int i = 0; i < WIDTH; ++i) {
-        bfloat16 parts[DATA_PARTS<T>];
-        split(widen(from[i]), parts);
-        CUDA_OPS_UNROLL(DATA_PARTS<T>)
-        for (int p = 0; p < DATA_PARTS<T>; ++p) to[p * TILE * ROW_STRIDE + i] = parts[p];
-      }
+    T from[WIDTH];
+    read_numbers(x, row, here, d0 + d, D, from);
+    CUDA_OPS_UNROLL(WIDTH)
+    for (int i = 0; i < WIDTH; ++i) {
+      bfloat16 parts[DATA_PARTS<T>];
+      split(widen(from[i]), parts);
+      CUDA_OPS_UNROLL(DATA_PARTS<T>)
+      for (int p = 0; p < DATA_PARTS<T>; ++p) to[p * TILE * ROW_STRIDE + i] = parts[p];
     }
   }
+}
+
+// The same rows of a head, that of rank j at position(j); they are there after device::wait_for_copies().
+template <int TILE, class Position>
+CUDA_OPS_DEVICE void send_rows(const Heads<bfloat16>& x, const bfloat16* head, const Position& position, int count, int d0, int D, bfloat16* rows) {
+  constexpr int CHUNKS = COLUMNS / 8, AT_ONCE = SUM_THREADS / CHUNKS;
+  const int padded = smaller(TILE, (count + 15) / 16 * 16), first = device::thread() / CHUNKS, d = device::thread() % CHUNKS * 8;
+  CUDA_OPS_UNROLL(1)
+  for (int j = first; j < padded; j += AT_ONCE)
+    send_eight(x, j < count ? head + position(j) * x.token : nullptr, d0 + d, D, rows + j * ROW_STRIDE + d);
+}
+// TILE rows one behind the other, of which eight numbers can be read at once.
+template <int TILE>
+CUDA_OPS_DEVICE void send_neighbours(const Heads<bfloat16>& x, const bfloat16* first_row, int d0, bfloat16* rows) {
+  constexpr int CHUNKS = COLUMNS / 8, AT_ONCE = SUM_THREADS / CHUNKS;
+  const int first = device::thread() / CHUNKS, d = device::thread() % CHUNKS * 8;
+  const bfloat16* from = first_row + first * x.token + d0 + d;
+  CUDA_OPS_UNROLL(TILE / AT_ONCE)
+  for (int j = 0; j < TILE; j += AT_ONCE) device::copy_sixteen(rows + (first + j) * ROW_STRIDE + d, from + j * x.token);
 }
 
 // The part of a warp: 16 of the clusters, 16 of the columns. Products of parts are added up by their order, so that small ones are not cut off.
 class RowSums {
  public:
   CUDA_OPS_DEVICE RowSums() {
-    CUDA_OPS_UNROLL(FLOAT_PARTS)
-    for (int order = 0; order < FLOAT_PARTS; ++order)
-      CUDA_OPS_UNROLL(2)
-      for (int n = 0; n < 2; ++n)
-        CUDA_OPS_UNROLL(4)
-        for (int i = 0; i < 4; ++i) sum_[order][n][i] = 0;
+    CUDA_OPS_UNROLL(4)
+    for (int i = 0; i < 4; ++i)
+      for (int n = 0; n < 2; ++n) sum_[n][i] = rest_[n][i] = 0;
   }
 
   // `count` rows, at most TILE, with the weights from j0 on.
@@ -89,19 +112,34 @@ class RowSums {
         for (int p = 0; p < DATA_PARTS<T>; ++p)
           CUDA_OPS_UNROLL(2)
           for (int n = 0; n < 2; ++n)
-            if (i + p < FLOAT_PARTS) device::multiply(sum_[i + p][n], weight, x[p][n], bfloat16());
+            if (i + p < FLOAT_PARTS) device::multiply(i + p ? rest_[n] : sum_[n], weight, x[p][n], bfloat16());
       }
     }
   }
 
-  CUDA_OPS_DEVICE float at(int n, int i) const { return sum_[0][n][i] + (sum_[1][n][i] + sum_[2][n][i]); }
+  // Multiplies the sums of every cluster by its factor.
+  CUDA_OPS_DEVICE void scale(const float* factors) {
+    CUDA_OPS_UNROLL(2)
+    for (int side = 0; side < 2; ++side) {
+      const float factor = factors[cluster(2 * side)];
+      CUDA_OPS_UNROLL(2)
+      for (int n = 0; n < 2; ++n)
+        CUDA_OPS_UNROLL(2)
+        for (int i = 2 * side; i < 2 * side + 2; ++i) {
+          sum_[n][i] *= factor;
+          rest_[n][i] *= factor;
+        }
+    }
+  }
+
+  CUDA_OPS_DEVICE float at(int n, int i) const { return sum_[n][i] + rest_[n][i]; }
   CUDA_OPS_DEVICE static int slice() { return device::thread() / WARP / 2; }
   CUDA_OPS_DEVICE static int cluster(int i) { return first_cluster() + row_of_d(i); }
   CUDA_OPS_DEVICE static int column(int n, int i) { return slice() * 16 + n * 8 + column_of_d(i); }
 
  private:
   CUDA_OPS_DEVICE static int first_cluster() { return device::thread() / WARP % 2 * 16; }
-  float sum_[FLOAT_PARTS][2][4];
+  float sum_[2][4], rest_[2][4];
 };
 static_assert(SUM_THREADS / WARP == 2 * SLICES && CLUSTERS == 2 * 16);
 
