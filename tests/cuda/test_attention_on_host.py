@@ -143,6 +143,22 @@ def test_parts_of_neighbouring_tokens(host: None, dtype: torch.dtype, N: int, C:
         assert_close(name, *results)
 
 
+def test_more_parts_than_threads_add_up(host: None) -> None:
+    N = 256 * 512 + 301
+    torch.manual_seed(N)
+    v, scores, top = (
+        torch.randn(1, 1, N, 3).bfloat16(),
+        torch.randn(1, 1, 1, N),
+        torch.tensor([[[[5, 131072, -1]]]]).int(),
+    )
+    wanted, got, reference = (
+        ops.centroid_attention(s, x, None, top)
+        for ops, s, x in ((cpu, scores.double(), v.double()), (torch.ops.cuda_ops_host, scores, v), (cpu, scores, v))
+    )
+    for name, *results in zip(("rest", "top_mass", "log_mass"), got, wanted, reference, strict=True):
+        assert_close(name, *results)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_single_key_has_no_spread(host: None, dtype: torch.dtype) -> None:
     """Nor does its mean differ from it, whatever the other clusters' keys of the cell are."""

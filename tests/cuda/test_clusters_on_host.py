@@ -79,6 +79,15 @@ def test_scores_of_16_bit_keys_are_float32_sums(dtype: torch.dtype, D: int) -> N
         assert_same_bits("scores", run().centroid_scores(centroids, same, None), scores)
 
 
+@pytest.mark.parametrize("dtype", HALVES[1:], ids=str)
+def test_scores_by_blocks_with_several_tiles(dtype: torch.dtype) -> None:
+    """Of so many tokens a block takes two to four tiles, the last one of a head fewer; of a part of them, one."""
+    centroids, k = torch.randn(1, 5, 3, 7), rows(1, 5, 13619, 7, dtype)
+    together = check_scores(centroids, k, None)
+    for part in (slice(0, 1000), slice(5003, 6011), slice(13001, None)):
+        assert_same_bits("scores", run().centroid_scores(centroids, k[:, :, part], None), together[..., part])
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 def test_scores_of_a_token_alone(dtype: torch.dtype) -> None:
     mask = make_mask("mixed", 6, 71)
@@ -161,6 +170,13 @@ def test_clusters_are_nearest(order: str, dtype: torch.dtype) -> None:
 )
 def test_shapes_of_clusters(N: int, D: int, C: int, rounds: int, sample: int) -> None:
     check_clusters(rows(1, 2, N, D), None, C, rounds, sample)
+
+
+@pytest.mark.parametrize("dtype", HALVES[1:], ids=str)
+@pytest.mark.parametrize("C", [3, 35])
+def test_assignment_by_blocks_with_several_tiles(C: int, dtype: torch.dtype) -> None:
+    """Of so many tokens a block takes two to four tiles, with centroids of one set and of several."""
+    check_clusters(rows(1, 5, 13619, 7, dtype), None, C, 1, 20)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

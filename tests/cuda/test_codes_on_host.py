@@ -142,6 +142,16 @@ def test_a_hash_alone_has_the_same_bits(host: None, size: int, dtype: torch.dtyp
         assert torch.equal(alone[0], together[b][:, tokens])
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_blocks_that_hash_several_tiles(host: None, dtype: torch.dtype) -> None:
+    """Of so many tokens a block takes two to four tiles, the last one of a head fewer; of a part of them, one."""
+    x, directions = torch.randn(1, 5, 13619, 7).to(dtype), torch.randn(17, 7)
+    together = torch.ops.cuda_ops_host.hash_vectors(x, directions, None)
+    for part in (slice(0, 1000), slice(5003, 6011), slice(13001, None)):
+        assert torch.equal(torch.ops.cuda_ops_host.hash_vectors(x[:, :, part], directions, None), together[:, :, part])
+    assert (together != cuda_ops.hash_vectors(x, directions, None)).sum() <= 5  # the CPU adds in another order
+
+
 def test_hashes_of_no_tokens(host: None) -> None:
     assert torch.ops.cuda_ops_host.hash_vectors(torch.empty(1, 2, 0, 7), torch.randn(63, 7), None).shape == (1, 2, 0, 1)
 
