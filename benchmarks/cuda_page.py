@@ -5,7 +5,7 @@
 No number is typed by hand: a test compares the page with what this script makes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cuda_costs
@@ -108,6 +108,17 @@ def times_faster(ratio: float) -> str:
     return f"{ratio:.{1 if ratio >= 1 else 2}f}×"
 
 
+def crossovers(results: Results, names: Sequence[str]) -> str:
+    """The first measured length of the base case from which on each method stays faster than exact attention."""
+    found = []
+    for name in names:
+        lengths = sorted(map(int, results["tokens"]))
+        slower = [n for n in lengths if results["tokens"][str(n)][name]["times_sdpa"] <= 1]
+        faster = [n for n in lengths if n > max(slower, default=0)]
+        found.append(f"{operators_page.title(name)} {f'{faster[0]:,}' if faster else 'none'}")
+    return f"**Crossover**: the first of these lengths of the base case from which on a method stays the faster one: {', '.join(found)}."
+
+
 def measured(results: Results | None) -> str:
     """What stands between the marks of the measurements."""
     if results is None:
@@ -133,7 +144,7 @@ def measured(results: Results | None) -> str:
         "",
     ]
     lines += table(["case", "tokens", *map(operators_page.title, names), "SM / memory MHz"], rows, texts=1)
-    return "\n".join([*lines, "", f"{operators_page.source(results)}."])
+    return "\n".join([*lines, "", crossovers(results, names[1:]), "", f"{operators_page.source(results)}."])
 
 
 def updated(page: str, results: Results | None) -> str:

@@ -73,3 +73,11 @@ def test_measurements() -> None:
     assert lines[-1].startswith("`python benchmarks/operators.py --device cuda` on 2026-01-02: NVIDIA H100")
     assert "milliseconds" not in "\n".join(lines)
     assert "no GPU has run these kernels" in cuda_page.measured(None)
+
+
+def test_crossovers_are_where_a_method_stays_faster() -> None:
+    """Not where it is the faster one by chance among shorter texts."""
+    times = {"512": 1.3, "1024": 0.9, "2048": 1.0, "4096": 1.1, "16384": 3.0}
+    results = {"tokens": {tokens: {"some": row(1, ratio), "other": row(1, 0.5)} for tokens, ratio in times.items()}}
+    assert cuda_page.crossovers(results, ["some"]).endswith("stays the faster one: `some` 4,096.")
+    assert cuda_page.crossovers(results, ["some", "other"]).endswith("`some` 4,096, `other` none.")
