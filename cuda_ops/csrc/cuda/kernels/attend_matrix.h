@@ -25,7 +25,6 @@ class MatrixAttention {
  private:
   static constexpr int STRIDE = SIZE + 8, STEPS = SIZE / 16, TILES = SIZE / 8, KEYS_AT_ONCE = 32, KEY_TILES = KEYS_AT_ONCE / 8;
   static constexpr bool APART = SIZE <= 64;  // there is memory for the queries beside that of the keys
-  static constexpr float LOG2_E = 1.44269504088896340736f;
   static_assert(QUERIES <= KEYS, "the queries pass through the memory of the keys");
 
  public:
@@ -221,7 +220,7 @@ class MatrixAttention {
 
   // Takes a larger logit of a row: what was summed before shrinks accordingly. Returns what numerators are relative to.
   CUDA_OPS_DEVICE float take(int side, float most) {
-    const float base = most == -infinity() ? 0 : most, shrink = device::power_of_two((largest_[side] - base) * LOG2_E);
+    const float base = most == -infinity() ? 0 : most, shrink = quick_exponential(largest_[side] - base);
     largest_[side] = most;
     total_[side] *= shrink;
     CUDA_OPS_UNROLL(TILES)
@@ -239,7 +238,7 @@ class MatrixAttention {
       if (n >= tiles) continue;
       CUDA_OPS_UNROLL(4)
       for (int i = 0; i < 4; ++i) {
-        weights[n][i] = device::power_of_two((weights[n][i] - base[i / 2]) * LOG2_E);
+        weights[n][i] = quick_exponential(weights[n][i] - base[i / 2]);
         total_[i / 2] += weights[n][i];
       }
     }

@@ -9,7 +9,6 @@
 namespace {
 
 constexpr int THREADS = SUM_THREADS, LENGTH = 128, SLOTS = THREADS / COLUMNS, WARPS = THREADS / WARP;
-constexpr float LOG2_E = 1.44269504088896340736f;
 static_assert(LENGTH == 4 * WARP);
 
 // How the n valid tokens of a row are cut into parts: enough of them for the whole card, and few to add up.
@@ -111,8 +110,8 @@ CUDA_OPS_DEVICE void weigh(const Tile& tile, const float* scores, int64_t N, con
     const float here = device::larger_number(device::larger_number(weight[0], weight[1]), device::larger_number(weight[2], weight[3]));
     const float most = device::larger_number(before, larger_number_of_warp(here)), base = most == -infinity() ? 0 : most;
     CUDA_OPS_UNROLL(4)
-    for (int i = 0; i < 4; ++i) weight[i] = device::power_of_two((weight[i] - base) * LOG2_E);
-    const float sum = warp_sum((weight[0] + weight[1]) + (weight[2] + weight[3])), factor = device::power_of_two((before - base) * LOG2_E);
+    for (int i = 0; i < 4; ++i) weight[i] = quick_exponential(weight[i] - base);
+    const float sum = warp_sum((weight[0] + weight[1]) + (weight[2] + weight[3])), factor = quick_exponential(before - base);
     set_weights<LENGTH>(weights, r, Tile::own(), weight);
     device::warp_barrier();
     const float top = K ? take_top(keys, K, key, tile, weights, r) : 0;

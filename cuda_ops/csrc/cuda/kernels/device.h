@@ -144,6 +144,7 @@ float float_of(uint32_t bits);
 uint32_t pair_of_bfloat16(float low, float high);
 uint32_t pair_of_float16(float low, float high);
 float float_of_float16(uint16_t bits);
+float power_of_two(float x);
 }  // namespace device
 #endif
 
@@ -182,5 +183,8 @@ template <class T>
 CUDA_OPS_DEVICE float second_of(uint32_t two, T) {
   return widen(T{uint16_t(two >> 16)});
 }
+
+// e^x to about 2^-22, in two instructions; results below 2^-126 are 0.
+CUDA_OPS_DEVICE float quick_exponential(float x) { return device::power_of_two(x * 1.44269504088896340736f); }
 
 }  // namespace

@@ -94,7 +94,6 @@ CUDA_OPS_DEVICE void find_center(const KeySegment& s, const Heads<T>& k, int64_t
 }
 
 constexpr int HALF = WARP / 2;
-constexpr float LOG2_E = 1.44269504088896340736f;
 static_assert(LENGTH == 4 * HALF);
 
 CUDA_OPS_DEVICE float half_sum(float value) {
@@ -162,7 +161,7 @@ CUDA_OPS_DEVICE void weigh_keys(const KeySegment& s, const float* scores, const 
     float sum = 0, square = 0;
     CUDA_OPS_UNROLL(4)
     for (int i = 0; i < 4; ++i) {
-      weight[i] = counts[i] ? device::power_of_two((weight[i] - base) * LOG2_E) : 0;
+      weight[i] = counts[i] ? quick_exponential(weight[i] - base) : 0;
       sum += weight[i];
       if (counts[i]) square = device::fma(weight[i], s.away[j + i], square);
     }

@@ -86,7 +86,7 @@ CUDA_OPS_DEVICE void send_neighbours(const Heads<bfloat16>& x, const bfloat16* f
   for (int j = 0; j < TILE; j += AT_ONCE) device::copy_sixteen(rows + (first + j) * ROW_STRIDE + d, from + j * x.token);
 }
 
-// The part of a warp: 16 of the clusters, 16 of the columns. Products of parts are added up by their order, so that small ones are not cut off.
+// The part of a warp: 16 of the clusters, 16 of the columns. Products of the largest parts and those of the others are added up apart, so that small ones are not cut off.
 class RowSums {
  public:
   CUDA_OPS_DEVICE RowSums() {
