@@ -25,17 +25,8 @@ struct QueryRows {
   CUDA_OPS_DEVICE float at(int64_t r, int64_t d) const { return r < count && d < D ? q.at(b, h, position[r], d) * scale : 0; }
 };
 
-// Copies a row of 16-bit numbers to shared memory, eight at a time where it can be read so, and zeros behind it up to `width`.
-template <class T>
-CUDA_OPS_DEVICE void copy_eight(const Heads<T>& x, int64_t offset, bool here, int64_t d, int64_t D, T* to) {
-  if (here && d + 8 <= D && x.eights) {
-    *reinterpret_cast<Quad*>(to) = *reinterpret_cast<const Quad*>(x.base + offset + d);
-    return;
-  }
-  for (int i = 0; i < 8; ++i) to[i] = here && d + i < D ? x.base[offset + (d + i) * x.element] : T{};
-}
-
-// The same for the row that starts at `row`, none for zeros; it is there after device::wait_for_copies().
+// Sends eight numbers of the row of 16-bit numbers that starts at `row`, none for zeros, to shared memory, at once where they can be read so, and zeros behind its end;
+// they are there after device::wait_for_copies().
 template <class T>
 CUDA_OPS_DEVICE void send_eight(const Heads<T>& x, const T* row, int d, int D, T* to) {
   if (!row || d >= D) {

@@ -5,6 +5,7 @@
 #pragma once
 #include "attend_keys.h"
 #include "matrix.h"
+#include "reduce.h"
 
 namespace {
 
@@ -193,14 +194,8 @@ class MatrixAttention {
     for (int i = 0; i < 4 * STEPS; ++i) device::forget(queries_[i / 4][i % 4]);
   }
   // Over the four lanes that have a row.
-  CUDA_OPS_DEVICE static float quad_sum(float value) {
-    for (int lanes = 2; lanes; lanes /= 2) value += device::shuffle_xor(value, lanes);
-    return value;
-  }
-  CUDA_OPS_DEVICE static float quad_largest(float value) {
-    for (int lanes = 2; lanes; lanes /= 2) value = device::larger_number(value, device::shuffle_xor(value, lanes));
-    return value;
-  }
+  CUDA_OPS_DEVICE static float quad_sum(float value) { return warp_sum<4>(value); }
+  CUDA_OPS_DEVICE static float quad_largest(float value) { return warp_largest_number<4>(value); }
 
   // Products of the queries with the keys from `row` on, in place of the sums or added to them.
   CUDA_OPS_DEVICE void multiply_keys(int row, int tiles, float (&sum)[KEY_TILES][4], bool added) {

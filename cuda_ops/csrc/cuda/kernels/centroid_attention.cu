@@ -45,11 +45,6 @@ struct Tile {
   }
 };
 
-CUDA_OPS_DEVICE float larger_number_of_warp(float value) {
-  for (int lanes = WARP / 2; lanes; lanes /= 2) value = device::larger_number(value, device::shuffle_xor(value, lanes));
-  return value;
-}
-
 // Takes the weights of the top keys of a cluster away from row r of `weights`, and returns their sum. `key` is that of this lane in the first slots.
 CUDA_OPS_DEVICE float take_top(const int32_t* list, int K, int32_t key, const Tile& tile, bfloat16* weights, int r) {
   constexpr int SHORT_LIST = 2 * WARP;
@@ -58,12 +53,7 @@ CUDA_OPS_DEVICE float take_top(const int32_t* list, int K, int32_t key, const Ti
   float sum = 0;
   int slot = 0;
   if (K > SHORT_LIST) {
-    CUDA_OPS_UNROLL(1)
-    for (int high = K; slot < high;) {
-      const int middle = (slot + high) / 2;
-      if (uint32_t(list[middle]) < uint32_t(begin)) slot = middle + 1;
-      else high = middle;
-    }
+    slot = slot_from(list, K, begin);
     key = slot + lane < K ? list[slot + lane] : -1;
   }
   CUDA_OPS_UNROLL(1)
@@ -108,7 +98,7 @@ CUDA_OPS_DEVICE void weigh(const Tile& tile, const float* scores, int64_t N, con
     if (r + WARPS < clusters) tile.read(scores + (row + r + WARPS) * N, next);
     const float before = masses.largest[r];
     const float here = device::larger_number(device::larger_number(weight[0], weight[1]), device::larger_number(weight[2], weight[3]));
-    const float most = device::larger_number(before, larger_number_of_warp(here)), base = most == -infinity() ? 0 : most;
+    const float most = device::larger_number(before, warp_largest_number(here)), base = most == -infinity() ? 0 : most;
     CUDA_OPS_UNROLL(4)
     for (int i = 0; i < 4; ++i) weight[i] = quick_exponential(weight[i] - base);
     const float sum = warp_sum((weight[0] + weight[1]) + (weight[2] + weight[3])), factor = quick_exponential(before - base);

@@ -1,16 +1,23 @@
-// Sums and maxima over the lanes of a warp, in one fixed order: every lane gets the same bits.
+// Sums and maxima over the lanes of a warp, or over as many neighbours of it, in one fixed order: each of them gets the same bits.
 #pragma once
 #include "device.h"
 
 namespace {
 
+template <int LANES = WARP>
 CUDA_OPS_DEVICE float warp_sum(float value) {
-  for (int lanes = WARP / 2; lanes; lanes /= 2) value += device::shuffle_xor(value, lanes);
+  for (int lanes = LANES / 2; lanes; lanes /= 2) value += device::shuffle_xor(value, lanes);
   return value;
 }
 // Of NaN and a number either may come out.
 CUDA_OPS_DEVICE float warp_largest(float value) {
   for (int lanes = WARP / 2; lanes; lanes /= 2) value = larger(value, device::shuffle_xor(value, lanes));
+  return value;
+}
+// The largest number; NaN where there is none.
+template <int LANES = WARP>
+CUDA_OPS_DEVICE float warp_largest_number(float value) {
+  for (int lanes = LANES / 2; lanes; lanes /= 2) value = device::larger_number(value, device::shuffle_xor(value, lanes));
   return value;
 }
 

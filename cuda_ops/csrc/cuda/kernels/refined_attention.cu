@@ -169,7 +169,7 @@ CUDA_OPS_DEVICE void name_neighbours(const Listing& listing, int first, const Ne
   CUDA_OPS_UNROLL(HALF)
   for (int i = 0; i < HALF; ++i) {
     if (position[i] >= 0) {
-      if (slot < 0) slot = int(slot_from(listing.top_keys, listing.top, position[i]));
+      if (slot < 0) slot = int(slot_from<int64_t>(listing.top_keys, listing.top, position[i]));
       while (slot < listing.top && listing.top_keys[slot] < position[i]) ++slot;
     }
     const bool on_top = position[i] >= 0 && slot < listing.top && listing.top_keys[slot] == position[i];

@@ -2,6 +2,7 @@
 
 #include "reduce.h"
 #include "segments.h"
+#include "top_list.h"
 #include "weighted_rows.h"
 
 namespace {
@@ -96,24 +97,11 @@ CUDA_OPS_DEVICE void find_center(const KeySegment& s, const Heads<T>& k, int64_t
 constexpr int HALF = WARP / 2;
 static_assert(LENGTH == 4 * HALF);
 
-CUDA_OPS_DEVICE float half_sum(float value) {
-  for (int lanes = HALF / 2; lanes; lanes /= 2) value += device::shuffle_xor(value, lanes);
-  return value;
-}
-
 // Which keys of the segment are on a list, a bit for each of 64. Half a warp has a list, and gets the same bits in each lane.
 CUDA_OPS_DEVICE void find_listed(const KeySegment& s, const int32_t* list, int64_t K, bool here, int32_t (&listed)[2]) {
   const int lane = device::thread() % HALF;
   const int32_t begin = s.position[0], end = s.position[s.count - 1];
-  int64_t slot = 0;
-  if (here && K > 4 * WARP) {
-    CUDA_OPS_UNROLL(1)
-    for (int64_t high = K; slot < high;) {
-      const int64_t middle = (slot + high) / 2;
-      if (uint32_t(list[middle]) < uint32_t(begin)) slot = middle + 1;
-      else high = middle;
-    }
-  }
+  int64_t slot = here && K > 4 * WARP ? slot_from(list, K, int64_t(begin)) : 0;
   listed[0] = listed[1] = 0;
   CUDA_OPS_UNROLL(4)
   for (; here && slot < K; slot += HALF) {
@@ -156,7 +144,7 @@ CUDA_OPS_DEVICE void weigh_keys(const KeySegment& s, const float* scores, const 
       counts[i] = here && j + i < s.count && !(own >> i & 1);
       largest = device::larger_number(largest, counts[i] ? weight[i] : -infinity());
     }
-    for (int lanes = HALF / 2; lanes; lanes /= 2) largest = device::larger_number(largest, device::shuffle_xor(largest, lanes));
+    largest = warp_largest_number<HALF>(largest);
     const float base = largest == -infinity() ? 0 : largest;
     float sum = 0, square = 0;
     CUDA_OPS_UNROLL(4)
@@ -166,8 +154,8 @@ CUDA_OPS_DEVICE void weigh_keys(const KeySegment& s, const float* scores, const 
       if (counts[i]) square = device::fma(weight[i], s.away[j + i], square);
     }
     set_weights<LENGTH>(s.weights, r, j, weight);
-    sum = half_sum(sum);
-    square = half_sum(square);
+    sum = warp_sum<HALF>(sum);
+    square = warp_sum<HALF>(square);
     if (lane == 0) {
       s.sums[r] = sum;
       // A single key has no spread at all.

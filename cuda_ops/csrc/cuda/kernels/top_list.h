@@ -5,10 +5,12 @@
 namespace {
 
 // Of the first entry that is not below a position. Read without a sign, -1 is larger than every position: the whole list ascends.
-CUDA_OPS_DEVICE int64_t slot_from(const int32_t* list, int64_t K, int64_t position) {
-  int64_t low = 0, high = K;
+template <class Index>
+CUDA_OPS_DEVICE Index slot_from(const int32_t* list, Index K, Index position) {
+  Index low = 0, high = K;
+  CUDA_OPS_UNROLL(1)
   while (low < high) {
-    const int64_t middle = (low + high) / 2;
+    const Index middle = (low + high) / 2;
     if (uint32_t(list[middle]) < uint32_t(position)) low = middle + 1;
     else high = middle;
   }

@@ -22,7 +22,7 @@ CUDA_OPS_DEVICE void set_weights(bfloat16* weights, int r, int j, float (&weight
     for (int two = 0; two < 2; ++two) {
       part.pairs[two] = device::pair_of_bfloat16(weight[2 * two], weight[2 * two + 1]);
       weight[2 * two] -= first_of(part.pairs[two], bfloat16());
-      weight[2 * two + 1] -= device::float_of(part.pairs[two] & 0xffff0000u);
+      weight[2 * two + 1] -= second_of(part.pairs[two], bfloat16());
     }
     *reinterpret_cast<FourBfloat16*>(weights + (i * CLUSTERS + r) * (LENGTH + 8) + j) = part;
   }
