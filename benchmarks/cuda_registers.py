@@ -4,6 +4,7 @@ python benchmarks/cuda_registers.py    # writes benchmarks/results/cuda-register
 """
 
 import argparse
+import hashlib
 import json
 import re
 import shlex
@@ -90,6 +91,19 @@ def dotted(architecture: str) -> str:
     return f"{architecture[:-1]}.{architecture[-1]}"
 
 
+def sources_hash(source: Path) -> str:
+    """Of a file and of all that it includes from its folder, without comments: what its kernels are made from."""
+    texts: dict[str, str] = {}
+    waiting = [source.name]
+    while waiting:
+        name = waiting.pop()
+        if name not in texts:
+            text = re.sub(r"\s*//.*", "", (source.parent / name).read_text(encoding="utf-8"))
+            texts[name] = re.sub(r"\n{2,}", "\n", text)
+            waiting += re.findall(r'#include "(.+)"', text)
+    return hashlib.sha256("\0".join(texts[name] for name in sorted(texts)).encode()).hexdigest()
+
+
 def measure(nvcc: str) -> dict[str, object]:
     architectures = known_architectures(nvcc)
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
@@ -116,6 +130,7 @@ def measure(nvcc: str) -> dict[str, object]:
         "command": shlex.join(command("nvcc", architectures, Path("FILE.cu"), Path("FILE.fatbin"), as_built=True)),
         "nvcc": match[1] if match else version.strip(),
         "architectures": [dotted(one) for one in architectures],
+        "sources": {name: sources_hash(KERNELS / name) for name in files},
         "files": files,
     }
 

@@ -5,11 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
-from cuda_registers import KERNELS, RESULTS, WANTED, dotted
+from cuda_registers import KERNELS, RESULTS, WANTED, dotted, sources_hash
 
 NAME = re.compile(r"CUDA_OPS_KERNEL (?:CUDA_OPS_BLOCKS?\(.*\)\s)?(\w+)\(")
 SOURCES = [source for source in sorted(KERNELS.glob("*.cu")) if "CUDA_OPS_KERNEL" in source.read_text(encoding="utf-8")]
-FILES = json.loads(RESULTS.read_text(encoding="utf-8"))["files"]
+REPORT = json.loads(RESULTS.read_text(encoding="utf-8"))
+FILES = REPORT["files"]
 
 
 def test_every_file_is_listed() -> None:
@@ -24,3 +25,22 @@ def test_every_kernel_is_listed(source: Path) -> None:
         assert list(architectures) == [dotted(one) for one in WANTED], name
         for usage in architectures.values():
             assert usage["spill_bytes"] == 0 and usage["shared_bytes"] <= 48 * 1024, name
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda source: str(source.stem))
+def test_every_kernel_was_compiled_as_it_is(source: Path) -> None:
+    assert REPORT["sources"][source.name] == sources_hash(source), (
+        f"{source.name} or a header of it has changed: python benchmarks/cuda_registers.py"
+    )
+
+
+def test_the_hash_is_of_code_and_headers_alone(tmp_path: Path) -> None:
+    source, header, other = (tmp_path / name for name in ("a.cu", "a.h", "b.h"))
+    source.write_text('#include "a.h"\n#include <cstdint>\nint x;\n')
+    header.write_text('#include "b.h"\nint y;\n')
+    other.write_text('#include "a.h"\nint z;\n')
+    before = sources_hash(source)
+    header.write_text('#include "b.h"\n\n// y\nint y;  // again\n')
+    assert sources_hash(source) == before
+    other.write_text('#include "a.h"\nint w;\n')
+    assert sources_hash(source) != before

@@ -1,7 +1,7 @@
 """The same files compiled for GPUs: every architecture, no warnings, no spills. Skipped where there is no nvcc.
 
 Two intermediate codes serve all architectures, to save time. Spills count where the code is the architecture's own, as in
-a build; the results file of cuda_registers.py has those of all of them as they are built.
+a build; the results file of cuda_registers.py has those of all of them as they are built, of these very sources.
 """
 
 import re
