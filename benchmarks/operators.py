@@ -136,7 +136,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=list(TOLERANCES), help="float32; on a GPU bfloat16")
     parser.add_argument("--padding", type=float, default=0.0, help="fraction of each row's tokens, 0 or more, below 1")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--instruction-set", choices=["portable", "avx2", "avx512"], help="that our operators use")
+    parser.add_argument(
+        "--instruction-set", choices=["portable", "avx2", "avx512", "neon"], help="that our operators use"
+    )
     parser.add_argument("--suite", action="store_true", help="the cases of docs/speed.md besides")
     parser.add_argument("--seconds", type=float, default=4.0, help="for each length, at least five turns")
     parser.add_argument("--output", type=Path, help="the results file")

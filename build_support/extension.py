@@ -121,7 +121,7 @@ class BuildOperators(build_ext):
         information = {
             "torch": torch.version,
             "compiler": compiler.describe(command),
-            "instruction_sets": sources.instruction_sets(),
+            "instruction_sets": list(sources.family().instruction_sets),
             "cuda_architectures": with_cuda.architectures,
             "cuda": with_cuda.toolkit.version if with_cuda.toolkit else None,
             "cuda_reason": with_cuda.reason,

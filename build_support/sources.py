@@ -1,6 +1,7 @@
 """What is compiled, and with which flags: one list, read by the build and by the tests of the objects."""
 
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE_FOLDER = Path("cuda_ops") / "csrc"
@@ -23,6 +24,7 @@ INSTRUCTION_SET_FLAGS = {
         "-mbmi2",
         "-mpopcnt",
     ],
+    "neon": [],
 }
 
 COMMON_FLAGS = [
@@ -40,19 +42,28 @@ COMMON_FLAGS = [
 STABLE_INTERFACES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030b0000"]
 
 
-def is_x86_64() -> bool:
-    return platform.machine().lower() in ("x86_64", "amd64")
+@dataclass(frozen=True)
+class Family:
+    """Processors that one build serves: the macros that tell the sources, and the instruction sets that there is code for."""
+
+    macros: tuple[str, ...] = ()
+    instruction_sets: tuple[str, ...] = ("portable",)
 
 
-def instruction_sets() -> list[str]:
-    """The instruction sets that this processor family has code for."""
-    return list(INSTRUCTION_SET_FLAGS) if is_x86_64() else ["portable"]
+X86_64 = Family(("-DCUDA_OPS_X86",), ("portable", "avx2", "avx512"))
+ARM64 = Family(("-DCUDA_OPS_ARM64",), ("portable", "neon"))
+_FAMILIES = {"x86_64": X86_64, "amd64": X86_64, "aarch64": ARM64, "arm64": ARM64}
 
 
-def kernel_sources(root: Path) -> dict[str, Path]:
+def family() -> Family:
+    """That of this machine; only the portable code for one that is not known."""
+    return _FAMILIES.get(platform.machine().lower(), Family())
+
+
+def kernel_sources(root: Path, family: Family) -> dict[str, Path]:
     """Instruction set -> the translation unit compiled for it."""
     folder = root / SOURCE_FOLDER / "cpu" / "kernels"
-    return {name: folder / f"{name}.cpp" for name in instruction_sets()}
+    return {name: folder / f"{name}.cpp" for name in family.instruction_sets}
 
 
 def glue_sources(root: Path) -> list[Path]:
@@ -76,21 +87,22 @@ def flags_by_source(root: Path, include: list[Path]) -> dict[Path, list[str]]:
 
     `include` are the folders of headers that are not ours (torch, Python): as system headers they cause no warnings.
     """
-    common = _common_flags(root)
+    common = common_flags(root, family())
     flags = {source: [*common, *STABLE_INTERFACES, *_system(include)] for source in glue_sources(root)}
-    for name, source in kernel_sources(root).items():
+    for name, source in kernel_sources(root, family()).items():
         flags[source] = [*common, *INSTRUCTION_SET_FLAGS[name]]
     return flags
 
 
 def cuda_glue_flags(root: Path, include: list[Path]) -> dict[Path, list[str]]:
     """The same for the CUDA operators' sources that the C++ compiler takes."""
-    flags = [*_common_flags(root), *STABLE_INTERFACES, *_system(include)]
+    flags = [*common_flags(root, family()), *STABLE_INTERFACES, *_system(include)]
     return dict.fromkeys(cuda_glue_sources(root), flags)
 
 
-def _common_flags(root: Path) -> list[str]:
-    return [*COMMON_FLAGS, f"-I{root / SOURCE_FOLDER}", *(["-DCUDA_OPS_X86"] if is_x86_64() else [])]
+def common_flags(root: Path, family: Family) -> list[str]:
+    """What every source is compiled with."""
+    return [*COMMON_FLAGS, f"-I{root / SOURCE_FOLDER}", *family.macros]
 
 
 def _system(include: list[Path]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 _FOLDER = Path(__file__).resolve().parent
-_INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+_INSTRUCTION_SETS = ("portable", "avx2", "avx512", "neon")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 _REINSTALL = "install the package again: pip install --force-reinstall --no-deps followed by its path or name"
@@ -79,7 +79,7 @@ def status() -> Status:
 
 
 def backend_for(device_type: str, dtype: torch.dtype) -> str:
-    """What runs tensors of a device type ("cpu", "cuda") and dtype: "cpu-avx512", "cpu-avx2", "cpu-portable", "cuda" or "reference"."""
+    """What runs tensors of a device type ("cpu", "cuda") and dtype: "cpu-avx512", "cpu-avx2", "cpu-neon", "cpu-portable", "cuda" or "reference"."""
     found = status()
     if not found.compiled or dtype not in _DTYPES:
         return "reference"

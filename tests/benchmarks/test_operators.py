@@ -148,7 +148,7 @@ def test_the_suite_changes_one_thing_at_a_time() -> None:
 def test_an_instruction_set_that_is_missing_is_told(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "must be one of portable, avx2, avx512, got 'sse9'" in str(operators.instruction_set_missing("sse9"))
+    assert "must be one of portable, avx2, avx512, neon, got 'sse9'" in str(operators.instruction_set_missing("sse9"))
     monkeypatch.setattr(operators, "instruction_set_missing", lambda name: f"{name} cannot be had")
     assert operators.measured_elsewhere(tiny("AVX2", instruction_set="avx2"), 0.0) is None
     assert "AVX2: left out: avx2 cannot be had" in capsys.readouterr().out

@@ -20,4 +20,6 @@ def compile_all() -> dict[Path, Path]:
 
 def kernel_objects(objects: dict[Path, Path]) -> dict[str, Path]:
     """Instruction set -> the object compiled for it."""
-    return {name: objects[source] for name, source in sources.kernel_sources(extension.PROJECT).items()}
+    return {
+        name: objects[source] for name, source in sources.kernel_sources(extension.PROJECT, sources.family()).items()
+    }

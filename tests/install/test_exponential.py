@@ -1,45 +1,44 @@
-"""The vectors' exponential, in each instruction set that this processor has: within 2 units in the last place over its whole range."""
+"""The vectors' exponential, in each instruction set that this processor has or an emulator here: within 2 units in the last place over its whole range."""
 
 import signal
 import subprocess
-from pathlib import Path
 
 import numpy
 import pytest
+from emulated import ARM64, X86_64
 
-from build_support import compiler, extension, sources
+from build_support import sources
 
 pytestmark = pytest.mark.install
 TYPES = {"float32": numpy.float32, "float64": numpy.float64}
 LANES = 16  # the widest vector has so many float32
 
 
-@pytest.fixture(scope="module", params=sources.instruction_sets())
-def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    name: str = request.param
-    command = compiler.find_compiler()
-    assert command is not None
+@pytest.fixture(
+    scope="module",
+    params=[(X86_64, "portable"), (X86_64, "avx2"), (X86_64, "avx512"), (ARM64, "neon")],
+    ids=lambda param: param[1],
+)
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that runs it."""
+    machine, name = request.param
     target = tmp_path_factory.mktemp(name) / "exponential"
-    flags = [*sources.COMMON_FLAGS, "-Werror", *sources.INSTRUCTION_SET_FLAGS[name], f"-DCUDA_OPS_{name.upper()}"]
-    include = f"-I{extension.PROJECT / sources.SOURCE_FOLDER}"
-    source = str(Path(__file__).with_name("exponential_main.cpp"))
-    subprocess.run([*command, *flags, include, source, "-o", str(target)], check=True)
-    if (
-        subprocess.run([str(target), "float32"], input=bytes(64), capture_output=True, check=False).returncode
-        == -signal.SIGILL
-    ):
+    flags = [*sources.INSTRUCTION_SET_FLAGS[name], f"-DCUDA_OPS_{name.upper()}"]
+    command = machine.command(machine.build("exponential_main.cpp", flags, [], target))
+    run = subprocess.run([*command, "float32"], input=bytes(64), capture_output=True, check=False)
+    if run.returncode == -signal.SIGILL:
         pytest.skip(f"this processor has no {name}")
-    return target
+    return command
 
 
-def exponential(program: Path, x: numpy.ndarray) -> numpy.ndarray:
+def exponential(program: list[str], x: numpy.ndarray) -> numpy.ndarray:
     padded = numpy.zeros(-(-len(x) // LANES) * LANES, x.dtype)
     padded[: len(x)] = x
-    done = subprocess.run([str(program), x.dtype.name], input=padded.tobytes(), capture_output=True, check=True)
+    done = subprocess.run([*program, x.dtype.name], input=padded.tobytes(), capture_output=True, check=True)
     return numpy.frombuffer(done.stdout, x.dtype)[: len(x)]
 
 
-def largest_error(program: Path, x: numpy.ndarray) -> float:
+def largest_error(program: list[str], x: numpy.ndarray) -> float:
     """In units in the last place of the result, against a wider type; subnormal results have the smallest unit."""
     wide = numpy.float64 if x.dtype == numpy.float32 else numpy.longdouble
     right = numpy.exp(x.astype(wide))
@@ -47,7 +46,7 @@ def largest_error(program: Path, x: numpy.ndarray) -> float:
     return float((abs(exponential(program, x).astype(wide) - right) / unit).max())
 
 
-def test_every_float_in_steps(program: Path) -> None:
+def test_every_float_in_steps(program: list[str]) -> None:
     """All float32 from the least that is not rounded to 0 up to the largest with a finite result, every 997th of them; the softmax uses those below 0."""
     bits = numpy.arange(0, numpy.float32(104).view(numpy.int32), 997, dtype=numpy.int32)
     below = -bits.view(numpy.float32)
@@ -55,7 +54,7 @@ def test_every_float_in_steps(program: Path) -> None:
     assert max(largest_error(program, below), largest_error(program, above)) <= 2
 
 
-def test_doubles(program: Path) -> None:
+def test_doubles(program: list[str]) -> None:
     generator = numpy.random.RandomState(1)
     x = numpy.concatenate(
         [
@@ -68,7 +67,7 @@ def test_doubles(program: Path) -> None:
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_ends_of_the_range(program: Path, name: str) -> None:
+def test_ends_of_the_range(program: list[str], name: str) -> None:
     kind = TYPES[name]
     tiny = numpy.finfo(kind).smallest_subnormal
     x = numpy.array([-numpy.inf, -1e4, 0.0, -0.0, tiny, -tiny, numpy.nan, 1e4, numpy.inf], kind)
@@ -79,7 +78,7 @@ def test_ends_of_the_range(program: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_results_between_zero_and_the_least_normal_number(program: Path, name: str) -> None:
+def test_results_between_zero_and_the_least_normal_number(program: list[str], name: str) -> None:
     kind = TYPES[name]
     information = numpy.finfo(kind)
     x = numpy.linspace(float(numpy.log(information.tiny)) - 30, float(numpy.log(information.tiny)), 10_007).astype(kind)

@@ -37,14 +37,14 @@ def symbols(binary: Path, *flags: str) -> list[tuple[str, str]]:
     return [(match[1], match[2]) for line in lines if (match := re.match(r"[0-9a-f ]*(\w) (.*)", line))]
 
 
-@pytest.mark.parametrize("instruction_set", sources.instruction_sets())
+@pytest.mark.parametrize("instruction_set", sources.family().instruction_sets)
 def test_kernels_define_nothing_but_their_table(objects: dict[Path, Path], instruction_set: str) -> None:
     found = symbols(kernel_objects(objects)[instruction_set])
     visible = {name for letter, name in found if letter not in INTERNAL + DEFINED_ELSEWHERE}
     assert visible == {f"cuda_ops::cpu::{instruction_set}_kernels(cuda_ops::cpu::Dtype)"}
 
 
-@pytest.mark.parametrize("instruction_set", sources.instruction_sets())
+@pytest.mark.parametrize("instruction_set", sources.family().instruction_sets)
 def test_kernels_need_nothing_that_templates_could_have_compiled(
     objects: dict[Path, Path], instruction_set: str
 ) -> None:
@@ -52,11 +52,11 @@ def test_kernels_need_nothing_that_templates_could_have_compiled(
     assert not {name for name in needed if name.startswith(("std::", "c10::", "at::", "torch::"))}
 
 
-@pytest.mark.skipif(not sources.is_x86_64(), reason="the instructions of x86-64")
+@pytest.mark.skipif(sources.family() != sources.X86_64, reason="the instructions of x86-64")
 def test_only_the_kernels_of_an_instruction_set_contain_its_instructions(objects: dict[Path, Path]) -> None:
     kernels = kernel_objects(objects)
     wide = {source: wide_registers(made) for source, made in objects.items()}
-    of_set = sources.kernel_sources(extension.PROJECT)
+    of_set = sources.kernel_sources(extension.PROJECT, sources.family())
     assert wide.pop(of_set["avx512"]) == {"ymm", "zmm"}
     assert wide.pop(of_set["avx2"]) == {"ymm"}, kernels["avx2"]
     assert set().union(*wide.values()) == set(), {source.name: found for source, found in wide.items() if found}

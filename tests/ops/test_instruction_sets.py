@@ -11,7 +11,7 @@ from cuda_ops import _library
 
 pytestmark = pytest.mark.cpu
 FOLDER = Path(__file__).parent
-INSTRUCTION_SETS = ["portable", "avx2", "avx512"]
+INSTRUCTION_SETS = ["portable", "avx2", "avx512", "neon"]
 
 
 def run_in_process(instruction_set: str, *command: str) -> subprocess.CompletedProcess[str]:
@@ -47,4 +47,4 @@ def test_the_operators_pass_on(instruction_set: str) -> None:
 def test_an_unknown_name_is_an_error() -> None:
     result = run_in_process("sse9", "-m", "cuda_ops")
     assert result.returncode != 0
-    assert "CUDA_OPS_INSTRUCTION_SET must be one of portable, avx2, avx512, got 'sse9'" in result.stderr
+    assert "CUDA_OPS_INSTRUCTION_SET must be one of portable, avx2, avx512, neon, got 'sse9'" in result.stderr

@@ -36,6 +36,8 @@ const InstructionSet* instruction_sets() {
   static const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
                              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vpopcntdq");
   static const InstructionSet sets[] = {{"avx512", avx512_kernels, avx512}, {"avx2", avx2_kernels, avx2}, {"portable", portable_kernels, true}, {nullptr, nullptr, false}};
+#elif defined(CUDA_OPS_ARM64)
+  static const InstructionSet sets[] = {{"neon", neon_kernels, true}, {"portable", portable_kernels, true}, {nullptr, nullptr, false}};
 #else
   static const InstructionSet sets[] = {{"portable", portable_kernels, true}, {nullptr, nullptr, false}};
 #endif
@@ -66,6 +68,8 @@ const Kernels& kernels(Dtype accumulation) { return *active().choose(accumulatio
 CUDA_OPS_EXPORT const char* cuda_ops_instruction_sets() {
 #ifdef CUDA_OPS_X86
   return "portable,avx2,avx512";
+#elif defined(CUDA_OPS_ARM64)
+  return "portable,neon";
 #else
   return "portable";
 #endif

@@ -106,6 +106,9 @@ const Kernels* portable_kernels(Dtype accumulation);
 const Kernels* avx2_kernels(Dtype accumulation);
 const Kernels* avx512_kernels(Dtype accumulation);
 #endif
+#ifdef CUDA_OPS_ARM64
+const Kernels* neon_kernels(Dtype accumulation);
+#endif
 
 // Defined on the torch side.
 ScratchBlock* new_block(size_t capacity);  // throws where there is no memory

@@ -102,12 +102,6 @@ inline void product_block(const A* rows, int64_t row_stride, const A* panel, int
   }
 }
 
-#if defined(CUDA_OPS_AVX512)
-constexpr int PRODUCT_ROWS = 13, SUM_ROWS = 6;
-#else
-constexpr int PRODUCT_ROWS = 5, SUM_ROWS = 3;
-#endif
-
 template <class A, int R = PRODUCT_ROWS>
 inline void product(const A* rows, int64_t row_stride, int64_t count, const A* panel, int64_t D, A* out, int64_t out_stride, Ahead& ahead = nothing_ahead) {
   if constexpr (R > 0) {

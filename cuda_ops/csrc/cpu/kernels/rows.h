@@ -2,9 +2,6 @@
 #pragma once
 #include "math.h"
 #include "scratch.h"
-#if defined(CUDA_OPS_AVX512) || defined(CUDA_OPS_AVX2)
-#include <immintrin.h>
-#endif
 
 namespace {
 
@@ -19,56 +16,12 @@ constexpr Dtype dtype_of<double>() {
   return Dtype::float64;
 }
 
-inline float bits_to_float(uint32_t bits) {
-  float x;
-  memcpy(&x, &bits, 4);
-  return x;
-}
-inline uint32_t float_to_bits(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, 4);
-  return bits;
-}
-
 inline float from_bfloat16(uint16_t x) { return bits_to_float(uint32_t(x) << 16); }
 inline uint16_t to_bfloat16(float x) {
   const uint32_t bits = float_to_bits(x);
   if (x != x) return 0x7fc0;
   return uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
-
-#if defined(CUDA_OPS_AVX512) || defined(CUDA_OPS_AVX2)
-inline float from_float16(uint16_t x) { return _cvtsh_ss(x); }
-inline uint16_t to_float16(float x) { return uint16_t(_cvtss_sh(x, 0)); }
-// Whole vectors of float16, which compilers do not make of the above; return how many were converted.
-inline int64_t widen_vectors(const uint16_t* from, int64_t count, float* to) {
-  int64_t d = 0;
-  for (; d + 8 <= count; d += 8) _mm256_storeu_ps(to + d, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(from + d))));
-  return d;
-}
-inline int64_t narrow_vectors(const float* from, int64_t count, uint16_t* to) {
-  int64_t d = 0;
-  for (; d + 8 <= count; d += 8) _mm_storeu_si128((__m128i*)(to + d), _mm256_cvtps_ph(_mm256_loadu_ps(from + d), 0));
-  return d;
-}
-#else
-inline int64_t widen_vectors(const uint16_t*, int64_t, float*) { return 0; }
-inline int64_t narrow_vectors(const float*, int64_t, uint16_t*) { return 0; }
-inline float from_float16(uint16_t x) {
-  const uint32_t sign = uint32_t(x & 0x8000) << 16, magnitude = x & 0x7fff;
-  if (magnitude >= 0x7c00) return bits_to_float(sign | 0x7f800000 | (magnitude << 13));
-  return bits_to_float(float_to_bits(bits_to_float(magnitude << 13) * 0x1p112f) | sign);  // moves the exponent, subnormals included
-}
-inline uint16_t to_float16(float x) {
-  const uint32_t bits = float_to_bits(x), sign = (bits >> 16) & 0x8000;
-  const float magnitude = bits_to_float(bits & 0x7fffffff);
-  if (magnitude != magnitude) return uint16_t(sign | 0x7e00);
-  if (magnitude >= 65520.0f) return uint16_t(sign | 0x7c00);
-  if (magnitude < 0x1p-14f) return uint16_t(sign | (float_to_bits(magnitude + 0.5f) - float_to_bits(0.5f)));  // rounds at 2^-24
-  const uint32_t rounded = (bits & 0x7fffffff) + 0xfff + ((bits >> 13) & 1) - (112u << 23);
-  return uint16_t(sign | (rounded >> 13));
-}
-#endif
 
 // 16-bit inputs are accumulated in float32.
 inline int64_t widen_vectors(const uint16_t*, int64_t, double*) { return 0; }
