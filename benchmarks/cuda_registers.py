@@ -1,6 +1,6 @@
 """What every CUDA kernel takes of a GPU, as the compiler says: registers, spilled bytes, shared memory.
 
-python benchmarks/cuda_registers.py    # writes benchmarks/results/cuda-registers.json; needs nvcc, no GPU
+python benchmarks/cuda_registers.py    # brings benchmarks/results/cuda-registers.json up to date; needs nvcc, no GPU
 """
 
 import argparse
@@ -12,9 +12,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNELS = ROOT / "cuda_ops" / "csrc" / "cuda" / "kernels"
@@ -104,35 +104,44 @@ def sources_hash(source: Path) -> str:
     return hashlib.sha256("\0".join(texts[name] for name in sorted(texts)).encode()).hexdigest()
 
 
-def measure(nvcc: str) -> dict[str, object]:
+def measure(nvcc: str, before: Mapping[str, Any]) -> dict[str, Any]:
+    """The report. Files that have not changed since `before`, a report of the same compiler, are not compiled again."""
     architectures = known_architectures(nvcc)
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
-    files: dict[str, dict[str, dict[str, dict[str, int]]]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for source in sorted(KERNELS.glob("*.cu")):
-            print(source.name, flush=True)
-            compiled = command(nvcc, architectures, source, Path(folder, "kernels.fatbin"), as_built=True)
-            made = subprocess.run(compiled, capture_output=True, text=True)
-            if made.returncode:
-                sys.exit(made.stderr)
-            found = usages(made.stderr)
-            kernels: dict[str, dict[str, dict[str, int]]] = {}
-            for one, name in zip(found, readable([one.name for one in found]), strict=True):
-                kernels.setdefault(name, {})[dotted(one.architecture)] = dict(
-                    zip(Usage._fields[2:], one[2:], strict=True)
-                )
-            if kernels:
-                files[source.name] = {
-                    name: {one: kernels[name][one] for one in map(dotted, architectures)} for name in sorted(kernels)
-                }
     match = re.search(r"release [\d.]+, (V[\d.]+)", version)
-    return {
+    report: dict[str, Any] = {
         "command": shlex.join(command("nvcc", architectures, Path("FILE.cu"), Path("FILE.fatbin"), as_built=True)),
         "nvcc": match[1] if match else version.strip(),
         "architectures": [dotted(one) for one in architectures],
-        "sources": {name: sources_hash(KERNELS / name) for name in files},
-        "files": files,
+        "sources": {},
+        "files": {},
     }
+    same = all(before.get(name) == report[name] for name in ("command", "nvcc", "architectures"))
+    for source in sorted(KERNELS.glob("*.cu")):
+        name, now = source.name, sources_hash(source)
+        if same and before["sources"].get(name) == now:
+            kernels = before["files"].get(name, {})
+        else:
+            print(name, flush=True)
+            kernels = measure_file(nvcc, architectures, source)
+        report["sources"][name] = now
+        if kernels:
+            report["files"][name] = kernels
+    return report
+
+
+def measure_file(nvcc: str, architectures: Sequence[str], source: Path) -> dict[str, dict[str, dict[str, int]]]:
+    """Kernel -> architecture -> what it takes."""
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = command(nvcc, architectures, source, Path(folder, "kernels.fatbin"), as_built=True)
+        made = subprocess.run(compiled, capture_output=True, text=True)
+    if made.returncode:
+        sys.exit(made.stderr)
+    found = usages(made.stderr)
+    kernels: dict[str, dict[str, dict[str, int]]] = {}
+    for one, name in zip(found, readable([one.name for one in found]), strict=True):
+        kernels.setdefault(name, {})[dotted(one.architecture)] = dict(zip(Usage._fields[2:], one[2:], strict=True))
+    return {name: {one: kernels[name][one] for one in map(dotted, architectures)} for name in sorted(kernels)}
 
 
 def main() -> None:
@@ -142,7 +151,8 @@ def main() -> None:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         sys.exit("There is no nvcc.")
-    arguments.output.write_text(json.dumps(measure(nvcc), indent=2) + "\n", encoding="utf-8")
+    before = json.loads(arguments.output.read_text(encoding="utf-8")) if arguments.output.is_file() else {}
+    arguments.output.write_text(json.dumps(measure(nvcc, before), indent=2) + "\n", encoding="utf-8")
     print(f"{arguments.output} is written")
 
 

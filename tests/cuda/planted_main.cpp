@@ -277,6 +277,18 @@ void run_aligned() {
   wrote("refined_mass", query_mass, B * H * N);
 }
 
+// Short 16-bit rows, aligned and not, with more centroids than are split at once.
+void cluster_short_rows(int64_t D) {
+  constexpr int64_t TOKENS = 300, CLUSTERS = 120;
+  const Rows rows = list_rows(TOKENS, 4);
+  const Vectors x = random_vectors<bfloat16>(H, rows.mask, TOKENS, D);
+  const launch::RowClusters side{x, H, CLUSTERS, false, memory<float>(B * H * CLUSTERS * D), memory<float>(B * H * CLUSTERS),
+                                 memory<int32_t>(B * H * launch::cluster_rows_memory(TOKENS, CLUSTERS, SAMPLE)), memory<int32_t>(B * H * TOKENS), 1};
+  launch::cluster_rows(&side, 1, rows.tokens, {CLUSTERS, K, M, 1, {{0, CLUSTERS, K, M, SAMPLE}}}, B, D, 2, nullptr);
+  wrote("cluster_rows", side.assignment, B * H * TOKENS);
+  wrote("row_centroids", side.centroids, B * H * CLUSTERS * D);
+}
+
 // Heads of at most 64 numbers, in rows at multiples of 16 bytes: what such rows allow, with more clusters than are compared at a time.
 template <class T, int64_t TOKENS>
 void run_short_heads() {
@@ -407,6 +419,7 @@ int main(int count, char** arguments) {
     run_short_heads<float, N>();
     run_short_heads<bfloat16, N>();
     run_short_heads<bfloat16, N - 1>();
+    for (const int64_t D : {24, 22}) cluster_short_rows(D);
     run_many_codes();
     run_long_tail();
     run_long_parts();

@@ -155,6 +155,7 @@ def test_clusters_are_nearest(order: str, dtype: torch.dtype) -> None:
     check_clusters(rows(6, 1, 71, 5, dtype, mask), mask, 7, 2, 9)
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize(
     ("N", "D", "C", "rounds", "sample"),
     [
@@ -166,16 +167,17 @@ def test_clusters_are_nearest(order: str, dtype: torch.dtype) -> None:
         (263, 33, 3, 2, 257),  # a second tile of the sample, one row long
         (1103, 2, 5, 1, 1031),  # five of them
         (521, 4, 130, 2, 1),  # a sample of 4 C tokens, clusters in five tiles
+        (307, 64, 67, 2, 293),  # whole pieces of 16-bit rows, the last of four sets of centroids not full
     ],
 )
-def test_shapes_of_clusters(N: int, D: int, C: int, rounds: int, sample: int) -> None:
-    check_clusters(rows(1, 2, N, D), None, C, rounds, sample)
+def test_shapes_of_clusters(N: int, D: int, C: int, rounds: int, sample: int, dtype: torch.dtype) -> None:
+    check_clusters(rows(1, 2, N, D, dtype), None, C, rounds, sample)
 
 
 @pytest.mark.parametrize("dtype", HALVES[1:], ids=str)
-@pytest.mark.parametrize("C", [3, 35])
+@pytest.mark.parametrize("C", [3, 35, 115])
 def test_assignment_by_blocks_with_several_tiles(C: int, dtype: torch.dtype) -> None:
-    """Of so many tokens a block takes two to four tiles, with centroids of one set and of several."""
+    """Of so many tokens a block takes two to four tiles, with centroids of one set, of several, and of more than a block splits at once."""
     check_clusters(rows(1, 5, 13619, 7, dtype), None, C, 1, 20)
 
 
@@ -229,12 +231,13 @@ def test_clusters_by_hand(order: str) -> None:
     assert run().cluster_rows(middle, None, 2, 0, 8).flatten().tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("C", [3, 40])
-def test_equal_tokens_are_in_the_first_of_equal_clusters(C: int) -> None:
+def test_equal_tokens_are_in_the_first_of_equal_clusters(C: int, dtype: torch.dtype) -> None:
     """Starts are equal then, and a round empties all but the first: those keep their centroid."""
-    x = torch.randint(-9, 9, (1, 1, 1, 37)).float().expand(1, 1, 53, 37)
+    x = torch.randint(-9, 9, (1, 1, 1, 37)).to(dtype).expand(1, 1, 53, 37)
     assert not run().cluster_rows(x, None, C, 2, 53).any()
-    twice = torch.randn(1, 1, 23, 37).repeat_interleave(2, 2)
+    twice = torch.randn(1, 1, 23, 37).to(dtype).repeat_interleave(2, 2)
     clusters = run().cluster_rows(twice, None, 46, 2, 46)
     assert (clusters == torch.arange(23).repeat_interleave(2) * 2).all()
 

@@ -132,6 +132,64 @@ CUDA_OPS_DEVICE void find_nearest(const T* x, int64_t token, int64_t element, in
     }
 }
 
+// The nearest of the centroids that come in sets of split vectors, to each of a warp's 16-bit rows of no more than a piece.
+template <class T>
+struct NearestOfSets {
+  static constexpr int OWN = LANE_ROWS<T>;
+  float best[OWN];
+  int32_t nearest[OWN];
+
+  CUDA_OPS_DEVICE NearestOfSets() {
+    for (int r = 0; r < OWN; ++r) {
+      best[r] = -infinity();
+      nearest[r] = 0;
+    }
+  }
+
+  // Centroids c0 … of `sets` sets; `norms` are half their squares, infinite where there is none: that is never the nearest.
+  CUDA_OPS_DEVICE void add(const SplitRows<T, OWN_TILES<T>>& rows, const Eight* memory, const float* norms, int c0, int sets, int D) {
+    CUDA_OPS_UNROLL(1)
+    for (int set = 0; set < sets; ++set) {
+      SplitSums<OWN_TILES<T>> sums;
+      sums.clear();
+      rows.multiply(memory + set * SET_EIGHTS, D, sums);
+      CUDA_OPS_UNROLL(2)
+      for (int next = 0; next < 2; ++next) {
+        const int own = set * SET + row_of_d(2 * next), cluster = c0 + own;
+        const float half_norm = norms[own];
+        CUDA_OPS_UNROLL(OWN)
+        for (int r = 0; r < OWN; ++r) {
+          const float score = sums.of(r / 2, 2 * next + r % 2) - half_norm;
+          if (score > best[r]) {
+            best[r] = score;
+            nearest[r] = cluster;
+          }
+        }
+      }
+    }
+  }
+
+  // That of handed_row(), with what the lanes of the same rows have found; the lowest where several are.
+  CUDA_OPS_DEVICE int32_t of_handed_row() {
+    gather_rows<T>([&](int r, int other, bool upper, int lanes) {
+      const float score = device::shuffle_xor(upper ? best[r] : best[other], lanes), own_score = upper ? best[other] : best[r];
+      const int32_t cluster = device::shuffle_xor(upper ? nearest[r] : nearest[other], lanes), own_cluster = upper ? nearest[other] : nearest[r];
+      const bool nearer = score > own_score || (score == own_score && cluster < own_cluster);
+      best[r] = nearer ? score : own_score;
+      nearest[r] = nearer ? cluster : own_cluster;
+    });
+    return nearest[0];
+  }
+};
+
+// Centroids c0 … of `sets` sets as split vectors, and half their squares.
+template <int THREADS>
+CUDA_OPS_DEVICE void split_centroids(const float* centroids, const float* half_norms, int c0, int sets, int C, int D, Eight* memory, float* norms) {
+  split_vectors<THREADS>(sets, [=](int c) { return c0 + c < C ? centroids + (c0 + c) * D : nullptr; }, 0, D, memory);
+  const int t = device::thread();
+  if (t < sets * SET) norms[t] = c0 + t < C ? half_norms[c0 + t] : infinity();
+}
+
 // order[] = the sampled positions, by their cluster and within it as they were; the members of cluster c end before ends[c], where those of c + 1 begin.
 // `assigned` is read behind a barrier.
 template <int THREADS>
@@ -193,6 +251,36 @@ constexpr int SAMPLE_THREADS = 512;
 template <class T>
 constexpr int MOST_SHARED_ROWS = sizeof(T) == 2 ? 1024 : 256;
 
+// One head and its sample.
+template <class T>
+struct Sample {
+  const T* x;
+  int64_t token, element, b, n;
+  int C, S, D;
+  float *centroids, *half_norms;
+  int32_t *assigned, *order, *positions, *ends;
+
+  CUDA_OPS_DEVICE Sample(const Side<T>& side, int64_t head, const Tokens& tokens, const Budgets& budgets, int D, int32_t* shared_rows, int32_t* shared_ends)
+      : token(side.x.token), element(side.x.element), b(head / side.heads), n(count_of(tokens, b)), D(D) {
+    const Step step = step_of(budgets, n);
+    C = int(clusters_of(side, step));
+    S = int(sample_size(n, C, step.sample));
+    x = side.x.base + side.x.offset(b, head % side.heads, 0, 0);
+    centroids = side.centroids + head * side.C * D;
+    half_norms = side.half_norms + head * side.C;
+    int32_t* own_memory = side.memory + head * side.memory_size;
+    assigned = S <= MOST_SHARED_ROWS<T> ? shared_rows : own_memory;
+    order = assigned + S;
+    positions = order + S;
+    ends = C <= MOST_SHARED_CLUSTERS ? shared_ends : own_memory + 3 * S;
+  }
+  CUDA_OPS_DEVICE int64_t start(const Tokens& tokens, int c) const { return position_of(tokens, b, int64_t(c) * n / C); }
+  CUDA_OPS_DEVICE int32_t begin(int c) const { return c ? ends[c - 1] : 0; }
+  CUDA_OPS_DEVICE void list_positions(const Tokens& tokens) const {
+    for (int j = device::thread(); j < S; j += device::threads()) positions[j] = int32_t(position_of(tokens, b, int64_t(j) * n / S));
+  }
+};
+
 // A block for each head: the starts, then the rounds on its sample.
 template <class T>
 CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SAMPLE_THREADS) sample_centroids(Side<T> first, Side<T> second, int64_t first_blocks, Tokens tokens, Budgets budgets, int D,
@@ -204,38 +292,115 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SAMPLE_THREADS) sample_centroids(Side<T> first, S
   CUDA_OPS_SHARED(int32_t, sums, THREADS / WARP);
   const bool is_first = device::block() < first_blocks;
   const Side<T> side = is_first ? first : second;
-  const int64_t head = device::block() - (is_first ? 0 : first_blocks), b = head / side.heads, n = count_of(tokens, b);
-  if (n == 0) return;
-  const Step step = step_of(budgets, n);
-  const int C = int(clusters_of(side, step)), S = int(sample_size(n, C, step.sample));
-  const int t = device::thread(), warp = t / WARP;
-  const T* x = side.x.base + side.x.offset(b, head % side.heads, 0, 0);
-  float *centroids = side.centroids + head * side.C * D, *half_norms = side.half_norms + head * side.C;
-  int32_t *own_memory = side.memory + head * side.memory_size, *assigned = S <= MOST_SHARED_ROWS<T> ? shared_rows : own_memory;
-  int32_t *order = assigned + S, *positions = order + S, *ends = C <= MOST_SHARED_CLUSTERS ? shared_ends : own_memory + 3 * S;
-  for (int c = warp; c < C; c += THREADS / WARP) {
-    const int64_t start = position_of(tokens, b, int64_t(c) * n / C);
-    place_centroid(x, side.x.token, side.x.element, 1, [=](int32_t) { return start; }, D, centroids + c * D, half_norms + c);
+  const Sample<T> own(side, device::block() - (is_first ? 0 : first_blocks), tokens, budgets, D, shared_rows, shared_ends);
+  if (own.n == 0) return;
+  const int warp = device::thread() / WARP;
+  for (int c = warp; c < own.C; c += THREADS / WARP) {
+    const int64_t start = own.start(tokens, c);
+    place_centroid(own.x, own.token, own.element, 1, [=](int32_t) { return start; }, D, own.centroids + c * D, own.half_norms + c);
   }
-  for (int j = t; j < S && rounds; j += THREADS) positions[j] = int32_t(position_of(tokens, b, int64_t(j) * n / S));
+  if (rounds) own.list_positions(tokens);
   device::barrier();
   for (int64_t round = 0; round < rounds; ++round) {
-    for (int j0 = 0; j0 < S; j0 += TILE_ROWS<THREADS>) {
+    for (int j0 = 0; j0 < own.S; j0 += TILE_ROWS<THREADS>) {
       int32_t nearest[OWN_ROWS];
-      const int rows = smaller(TILE_ROWS<THREADS>, S - j0);
-      const auto position = [=](int i) { return int64_t(positions[j0 + i]); };
-      find_nearest<THREADS>(x, side.x.token, side.x.element, rows, position, centroids, half_norms, C, D, memory, nearest);
+      const int rows = smaller(TILE_ROWS<THREADS>, own.S - j0);
+      const auto position = [=](int i) { return int64_t(own.positions[j0 + i]); };
+      find_nearest<THREADS>(own.x, own.token, own.element, rows, position, own.centroids, own.half_norms, own.C, D, memory, nearest);
       for (int r = 0; r < OWN_ROWS; ++r)
-        if (hands_on<T>(r) && own_row<T>(r) < rows) assigned[j0 + own_row<T>(r)] = nearest[r];
+        if (hands_on<T>(r) && own_row<T>(r) < rows) own.assigned[j0 + own_row<T>(r)] = nearest[r];
     }
-    list_members<THREADS>(assigned, positions, S, C, sums, ends, order);
-    for (int c = warp; c < C; c += THREADS / WARP) {
-      const int32_t begin = c ? ends[c - 1] : 0, size = ends[c] - begin;
-      const auto member = [=](int32_t i) { return int64_t(order[begin + i]); };
+    list_members<THREADS>(own.assigned, own.positions, own.S, own.C, sums, own.ends, own.order);
+    for (int c = warp; c < own.C; c += THREADS / WARP) {
+      const int32_t begin = own.begin(c), size = own.ends[c] - begin;
+      const auto member = [=](int32_t i) { return int64_t(own.order[begin + i]); };
       // one without members stays
-      if (size) place_centroid(x, side.x.token, side.x.element, size, member, D, centroids + c * D, half_norms + c);
+      if (size) place_centroid(own.x, own.token, own.element, size, member, D, own.centroids + c * D, own.half_norms + c);
     }
     device::barrier();
+  }
+}
+
+// The same for 16-bit rows of no more columns than a piece. A warp keeps its rows in registers while the centroids come in sets.
+constexpr int SPLIT_THREADS = 256, SAMPLE_SETS = 4;
+
+template <class T>
+CUDA_OPS_DEVICE void assign_sample(const Sample<T>& own, Eight* memory, float* norms) {
+  constexpr int ROWS = 8 * OWN_TILES<T>, AT_ONCE = SAMPLE_SETS * SET;
+  CUDA_OPS_UNROLL(1)
+  for (int j0 = 0; j0 < own.S; j0 += SPLIT_THREADS / WARP * ROWS) {
+    const int first = j0 + device::thread() / WARP * ROWS, j = first + handed_row<T>();
+    SplitRows<T, OWN_TILES<T>> rows;
+    if (first < own.S) rows.load([&](int r) { return first + r < own.S ? own.x + own.positions[first + r] * own.token : nullptr; }, own.element, 0, own.D);
+    NearestOfSets<T> nearest;
+    CUDA_OPS_UNROLL(1)
+    for (int c0 = 0; c0 < own.C; c0 += AT_ONCE) {
+      const int sets = (smaller(AT_ONCE, own.C - c0) + SET - 1) / SET;
+      if (j0 == 0 || own.C > AT_ONCE) {
+        device::barrier();  // the centroids are there, and the sets before are not needed any more
+        split_centroids<SPLIT_THREADS>(own.centroids, own.half_norms, c0, sets, own.C, own.D, memory, norms);
+        device::barrier();
+      }
+      if (first < own.S) nearest.add(rows, memory, norms, c0, sets, own.D);
+    }
+    const int32_t cluster = nearest.of_handed_row();
+    if (j < own.S && hands_row_on<T>()) own.assigned[j] = cluster;
+  }
+}
+
+// centroid c = the mean of size(c) rows, row i at position(c, i), summed in their order, and its half_norm; by eight lanes. One without rows stays.
+template <class T, class Size, class Position>
+CUDA_OPS_DEVICE void place_centroids(const Sample<T>& own, const Size& size_of, const Position& position) {
+  constexpr int LANES = PIECE / 8, AT_ONCE = 8;
+  const int d = device::thread() % LANES * 8, D = own.D;
+  const bool eights = own.element == 1 && own.token % 8 == 0 && D % 8 == 0 && uintptr_t(own.x) % 16 == 0;
+  CUDA_OPS_UNROLL(1)
+  for (int c0 = 0; c0 < own.C; c0 += SPLIT_THREADS / LANES) {
+    const int c = c0 + device::thread() / LANES, size = c < own.C ? size_of(c) : 0;
+    float sum[8] = {};
+    const auto add = [&](const Eight& row) {
+      for (int i = 0; i < 8; ++i) sum[i] += i % 2 ? second_of(row.pairs[i / 2], T()) : first_of(row.pairs[i / 2], T());
+    };
+    CUDA_OPS_UNROLL(1)
+    for (int i0 = 0; i0 < size && eights && d < D; i0 += AT_ONCE) {
+      Eight rows[AT_ONCE];
+      CUDA_OPS_UNROLL(AT_ONCE)
+      for (int i = 0; i < AT_ONCE; ++i) rows[i] = i0 + i < size ? *reinterpret_cast<const Eight*>(own.x + position(c, i0 + i) * own.token + d) : Eight{};
+      CUDA_OPS_UNROLL(AT_ONCE)
+      for (int i = 0; i < AT_ONCE; ++i) add(rows[i]);
+    }
+    CUDA_OPS_UNROLL(1)
+    for (int i = 0; i < size && !eights; ++i) add(eight_of(own.x + position(c, i) * own.token, own.element, d, D));
+    float squares = 0;
+    for (int i = 0; i < 8; ++i) {
+      const float mean = size ? sum[i] / float(size) : 0;
+      if (size && d + i < D) own.centroids[c * D + d + i] = mean;
+      squares = device::fma(mean, mean, squares);
+    }
+    squares = warp_sum<LANES>(squares);
+    if (size && d == 0) own.half_norms[c] = squares / 2;
+  }
+}
+
+template <class T>
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SPLIT_THREADS) sample_split(Side<T> first, Side<T> second, int64_t first_blocks, Tokens tokens, Budgets budgets, int D, int64_t rounds) {
+  CUDA_OPS_SHARED(Eight, memory, SAMPLE_SETS * SET_EIGHTS);
+  CUDA_OPS_SHARED(float, norms, SAMPLE_SETS * SET);
+  CUDA_OPS_SHARED(int32_t, shared_rows, 3 * MOST_SHARED_ROWS<T>);
+  CUDA_OPS_SHARED(int32_t, shared_ends, MOST_SHARED_CLUSTERS);
+  CUDA_OPS_SHARED(int32_t, sums, SPLIT_THREADS / WARP);
+  const bool is_first = device::block() < first_blocks;
+  const Side<T> side = is_first ? first : second;
+  const Sample<T> own(side, device::block() - (is_first ? 0 : first_blocks), tokens, budgets, D, shared_rows, shared_ends);
+  if (own.n == 0) return;
+  place_centroids(own, [](int) { return 1; }, [&](int c, int) { return own.start(tokens, c); });
+  if (rounds) own.list_positions(tokens);
+  device::barrier();
+  CUDA_OPS_UNROLL(1)
+  for (int64_t round = 0; round < rounds; ++round) {
+    assign_sample(own, memory, norms);
+    list_members<SPLIT_THREADS>(own.assigned, own.positions, own.S, own.C, sums, own.ends, own.order);
+    place_centroids(own, [&](int c) { return own.ends[c] - own.begin(c); }, [&](int c, int i) { return int64_t(own.order[own.begin(c) + i]); });
   }
 }
 
@@ -272,15 +437,15 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(ASSIGN_THREADS) assign_tokens(Side<T> first, Side
   }
 }
 
-// The same for 16-bit rows of no more columns than a piece and at most MOST centroids, which a block splits once for `each` tiles of a head; of each tile a warp
-// keeps its rows, and no warp waits for another one between the tiles.
+// The same for 16-bit rows of no more columns than a piece. A block splits MOST centroids at once: where there are no more, once for `each` tiles of a head, and no
+// warp waits for another one between the tiles. Of each tile a warp keeps its rows.
 template <class T>
 constexpr int SPLIT_ROWS = ASSIGN_THREADS / WARP * 8 * OWN_TILES<T>;
-constexpr int FEW_CLUSTERS = 2 * SET, MOST_SPLIT_CLUSTERS = 7 * SET;
+constexpr int FEW_CLUSTERS = 2 * SET, MANY_CLUSTERS = 7 * SET;
 template <class T, int MOST>
 CUDA_OPS_KERNEL CUDA_OPS_BLOCKS(ASSIGN_THREADS, 4) assign_split(Side<T> first, Side<T> second, int64_t first_blocks, Tokens tokens, Budgets budgets, int D,
                                                                  int64_t each) {
-  constexpr int ROWS = 8 * OWN_TILES<T>, OWN = LANE_ROWS<T>;
+  constexpr int ROWS = 8 * OWN_TILES<T>;
   CUDA_OPS_SHARED(Eight, memory, MOST / SET * SET_EIGHTS);
   CUDA_OPS_SHARED(float, norms, MOST);
   const bool is_first = device::block() < first_blocks;
@@ -288,7 +453,7 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCKS(ASSIGN_THREADS, 4) assign_split(Side<T> first, S
   const int64_t N = tokens.N, tiles = (N + SPLIT_ROWS<T> - 1) / SPLIT_ROWS<T>, head_blocks = (tiles + each - 1) / each;
   const int64_t block = device::block() - (is_first ? 0 : first_blocks), head = block / head_blocks, b = head / side.heads;
   const int64_t begin = block % head_blocks * each, end = smaller(tiles, begin + each);
-  const int C = int(clusters_of(side, step_of(budgets, count_of(tokens, b)))), sets = (C + SET - 1) / SET;
+  const int C = int(clusters_of(side, step_of(budgets, count_of(tokens, b))));
   const int t = device::thread(), lane = t % WARP;
   const T* start = side.x.base + side.x.offset(b, head % side.heads, 0, 0);
   CUDA_OPS_UNROLL(1)
@@ -297,46 +462,20 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCKS(ASSIGN_THREADS, 4) assign_split(Side<T> first, S
     const uint32_t valid = device::ballot(lane < ROWS && i0 + lane < N && index_of(tokens, b, i0 + lane) >= 0);
     SplitRows<T, OWN_TILES<T>> rows;
     if (valid) rows.load([=](int r) { return valid >> r & 1 ? start + (i0 + r) * side.x.token : nullptr; }, side.x.element, 0, D);
-    if (tile == begin) {
-      split_vectors<ASSIGN_THREADS>(sets, [=](int c) { return c < C ? side.centroids + (head * side.C + c) * D : nullptr; }, 0, D, memory);
-      // a centroid that is not there is never the nearest one
-      if (t < sets * SET) norms[t] = t < C ? side.half_norms[head * side.C + t] : infinity();
-      device::barrier();
-    }
-    float best[OWN];
-    int32_t nearest[OWN];
-    for (int r = 0; r < OWN; ++r) {
-      best[r] = -infinity();
-      nearest[r] = 0;
-    }
+    NearestOfSets<T> nearest;
     CUDA_OPS_UNROLL(1)
-    for (int set = 0; set < sets && valid; ++set) {
-      SplitSums<OWN_TILES<T>> sums;
-      sums.clear();
-      rows.multiply(memory + set * SET_EIGHTS, D, sums);
-      CUDA_OPS_UNROLL(2)
-      for (int next = 0; next < 2; ++next) {
-        const int cluster = set * SET + row_of_d(2 * next);
-        const float half_norm = norms[cluster];
-        CUDA_OPS_UNROLL(OWN)
-        for (int r = 0; r < OWN; ++r) {
-          const float score = sums.of(r / 2, 2 * next + r % 2) - half_norm;
-          if (score > best[r]) {
-            best[r] = score;
-            nearest[r] = cluster;
-          }
-        }
+    for (int c0 = 0; c0 < C; c0 += MOST) {
+      const int sets = (smaller(MOST, C - c0) + SET - 1) / SET;
+      if (C > MOST) device::barrier();  // the sets before are not needed any more
+      if (tile == begin || C > MOST) {
+        split_centroids<ASSIGN_THREADS>(side.centroids + head * side.C * D, side.half_norms + head * side.C, c0, sets, C, D, memory, norms);
+        device::barrier();
       }
+      if (valid) nearest.add(rows, memory, norms, c0, sets, D);
     }
-    gather_rows<T>([&](int r, int other, bool upper, int lanes) {
-      const float score = device::shuffle_xor(upper ? best[r] : best[other], lanes), own_score = upper ? best[other] : best[r];
-      const int32_t cluster = device::shuffle_xor(upper ? nearest[r] : nearest[other], lanes), own_cluster = upper ? nearest[other] : nearest[r];
-      const bool nearer = score > own_score || (score == own_score && cluster < own_cluster);
-      best[r] = nearer ? score : own_score;
-      nearest[r] = nearer ? cluster : own_cluster;
-    });
+    const int32_t found = nearest.of_handed_row();
     if (i >= N || !hands_row_on<T>()) continue;
-    const int32_t cluster = valid >> handed_row<T>() & 1 ? nearest[0] : -1;
+    const int32_t cluster = valid >> handed_row<T>() & 1 ? found : -1;
     for (int64_t copy = 0; copy < side.copies; ++copy) side.assignment[(head * side.copies + copy) * N + i] = cluster;
   }
 }
@@ -366,16 +505,16 @@ void cluster_rows(const RowClusters* sides, int count, const Tokens& tokens, con
   with_type(first.x.type, [&](auto type) {
     using T = decltype(type);
     const auto one = side_of<T>(first, cluster_rows_memory(tokens.N, first.C, sample)), other = side_of<T>(second, cluster_rows_memory(tokens.N, second.C, sample));
-    CUDA_OPS_LAUNCH(sample_centroids<T>, heads, SAMPLE_THREADS, stream, one, other, first_heads, tokens, budgets, int(D), rounds);
     if constexpr (sizeof(T) == 2) {
-      const int64_t most = first.C > second.C ? first.C : second.C;
-      if (D <= PIECE && most <= MOST_SPLIT_CLUSTERS) {
+      if (D <= PIECE) {
         const int64_t each = tiles_of_block(heads * tiles(SPLIT_ROWS<T>)), of_head = (tiles(SPLIT_ROWS<T>) + each - 1) / each;
-        const auto kernel = most <= FEW_CLUSTERS ? assign_split<T, FEW_CLUSTERS> : assign_split<T, MOST_SPLIT_CLUSTERS>;
+        const auto kernel = first.C <= FEW_CLUSTERS && second.C <= FEW_CLUSTERS ? assign_split<T, FEW_CLUSTERS> : assign_split<T, MANY_CLUSTERS>;
+        CUDA_OPS_LAUNCH(sample_split<T>, heads, SPLIT_THREADS, stream, one, other, first_heads, tokens, budgets, int(D), rounds);
         CUDA_OPS_LAUNCH(kernel, heads * of_head, ASSIGN_THREADS, stream, one, other, first_heads * of_head, tokens, budgets, int(D), each);
         return;
       }
     }
+    CUDA_OPS_LAUNCH(sample_centroids<T>, heads, SAMPLE_THREADS, stream, one, other, first_heads, tokens, budgets, int(D), rounds);
     const int64_t of_head = tiles(TILE_ROWS<ASSIGN_THREADS>);
     CUDA_OPS_LAUNCH(assign_tokens<T>, heads * of_head, ASSIGN_THREADS, stream, one, other, first_heads * of_head, tokens, budgets, int(D));
   });
