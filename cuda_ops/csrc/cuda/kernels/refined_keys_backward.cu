@@ -2,7 +2,7 @@
 
 namespace {
 
-constexpr int THREADS = 256, KEYS = THREADS / WARP, PIECES = 256 / WARP;
+constexpr int THREADS = 256, TOKENS = THREADS / WARP, PIECES = 256 / WARP;
 
 // The gradients of one key and value: a lane has every WARP-th number.
 struct KeySums {
@@ -22,9 +22,9 @@ CUDA_OPS_DEVICE void add_floats(const float* keys, const float* values, int64_t 
 // that have it among their top keys.
 template <class T>
 CUDA_OPS_KERNEL sum_keys(RefinedRows<T> rows, RefinedBackward p, Heads<T> grad_k, Heads<T> grad_v, int64_t key_heads) {
-  const int64_t N = p.in.shape.N, D = p.in.shape.D, C = p.budgets.C, K = p.budgets.K, tiles = (N + KEYS - 1) / KEYS;
+  const int64_t N = p.in.shape.N, D = p.in.shape.D, C = p.budgets.C, K = p.budgets.K, tiles = (N + TOKENS - 1) / TOKENS;
   const int64_t key_head = device::block() / tiles % key_heads, b = device::block() / tiles / key_heads;
-  const int64_t token = device::block() % tiles * KEYS + device::thread() / WARP, j = token < N ? index_of(p.in.tokens, b, token) : -1;
+  const int64_t token = device::block() % tiles * TOKENS + device::thread() / WARP, j = token < N ? index_of(p.in.tokens, b, token) : -1;
   const int lane = device::thread() % WARP;
   KeySums sums = {};
   for (int64_t h = key_head * p.in.shape.group; h < (key_head + 1) * p.in.shape.group && j >= 0; ++h) {
@@ -69,7 +69,7 @@ CUDA_OPS_KERNEL sum_keys(RefinedRows<T> rows, RefinedBackward p, Heads<T> grad_k
 namespace cuda_ops::launch {
 
 void refined_keys_backward(const RefinedBackward& p, Stream stream) {
-  const int64_t key_heads = p.in.shape.H / p.in.shape.group, blocks = p.in.shape.B * key_heads * ((p.in.shape.N + KEYS - 1) / KEYS);
+  const int64_t key_heads = p.in.shape.H / p.in.shape.group, blocks = p.in.shape.B * key_heads * ((p.in.shape.N + TOKENS - 1) / TOKENS);
   if (!blocks) return;
   with_type(p.in.q.type, [&](auto type) {
     using T = decltype(type);

@@ -2,40 +2,41 @@
 
 namespace {
 
-constexpr int CLUSTERS = 32, KEYS = 32, THREADS = 256, PARTS = THREADS / SLOTS;
+constexpr int CLUSTERS = 32, PART_KEYS = 32, THREADS = 256, PARTS = THREADS / SLOTS;
 constexpr int64_t PART = 256;
 
 // A block adds up PART keys, times the gradients of their scores, for CLUSTERS query clusters.
 template <class T>
 CUDA_OPS_KERNEL sum_scores(RefinedRows<T> rows, RefinedBackward p, int64_t parts, int64_t cluster_tiles) {
-  CUDA_OPS_SHARED(Quad, keys, KEYS * STRIDE);
-  CUDA_OPS_SHARED(float, scores, CLUSTERS * KEYS);
-  CUDA_OPS_SHARED(int32_t, position, KEYS);
+  CUDA_OPS_SHARED(TileQuad, keys, PART_KEYS * STRIDE);
+  CUDA_OPS_SHARED(float, scores, CLUSTERS * PART_KEYS);
+  CUDA_OPS_SHARED(int32_t, position, PART_KEYS);
   const int64_t N = p.in.shape.N, D = p.in.shape.D, C = p.budgets.C, c0 = device::block() % cluster_tiles * CLUSTERS, part = device::block() / cluster_tiles % parts;
   const Cluster own = cluster_of(p, device::block() / cluster_tiles / parts, 0);
   const int64_t begin = part * PART, end = smaller(begin + PART, own.n);
   if (begin >= own.n || c0 >= own.clusters) return;
+  const TileRows<T> key_rows{rows.k, own.b, own.h / p.in.shape.group, D, position};
   const int t = device::thread();
   for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
     float sum[OWN][2] = {};
-    for (int64_t i0 = begin; i0 < end; i0 += KEYS) {
-      if (t < KEYS) {
+    for (int64_t i0 = begin; i0 < end; i0 += PART_KEYS) {
+      if (t < PART_KEYS) {
         const int64_t token = i0 + t < end ? position_of(p.in.tokens, own.b, i0 + t) : -1;
         const int32_t m = token >= 0 ? p.key_clusters[own.head * N + token] : -1;
         position[t] = m >= 0 && m < own.cells ? int32_t(token) : -1;  // no other has a gradient
       }
       device::barrier();
-      load_rows(rows.k, own.b, own.h / p.in.shape.group, position, KEYS, d0, D, 1, nullptr, keys);
-      for (int e = t; e < CLUSTERS * KEYS; e += TILE_THREADS) {
-        const int c = e / KEYS, j = e % KEYS;
+      load_piece(key_rows, PART_KEYS, d0, keys);
+      for (int e = t; e < CLUSTERS * PART_KEYS; e += BLOCK_THREADS) {
+        const int c = e / PART_KEYS, j = e % PART_KEYS;
         scores[e] = c0 + c < own.clusters && position[j] >= 0 ? p.scores[(own.head * C + c0 + c) * N + position[j]] : 0;
       }
       device::barrier();
       CUDA_OPS_UNROLL(4)
-      for (int j = 0; j < KEYS; ++j)
+      for (int j = 0; j < PART_KEYS; ++j)
         for (int r = 0; r < OWN; ++r)
           for (int side = 0; side < 2; ++side)
-            sum[r][side] = device::fma(scores[(own_row() + r) * KEYS + j], keys->at[j * (4 * STRIDE) + own_lane() * 2 + side], sum[r][side]);
+            sum[r][side] = device::fma(scores[(own_row() + r) * PART_KEYS + j], keys->at[j * (4 * STRIDE) + own_lane() * 2 + side], sum[r][side]);
       device::barrier();
     }
     for (int r = 0; r < OWN; ++r)
@@ -109,7 +110,7 @@ void refined_means_backward(const RefinedBackward& p, Stream stream) {
   with_type(p.in.q.type, [&](auto type) {
     using T = decltype(type);
     const RefinedRows<T> rows(p);
-    CUDA_OPS_LAUNCH(sum_scores<T>, heads * parts * cluster_tiles, TILE_THREADS, stream, rows, p, parts, cluster_tiles);
+    CUDA_OPS_LAUNCH(sum_scores<T>, heads * parts * cluster_tiles, BLOCK_THREADS, stream, rows, p, parts, cluster_tiles);
     CUDA_OPS_LAUNCH(sum_means<T>, heads * C, THREADS, stream, rows, p, parts);
     CUDA_OPS_LAUNCH(sum_queries<T>, (queries + THREADS / WARP - 1) / (THREADS / WARP), THREADS, stream, p, Heads<T>(p.grad_q));
   });

@@ -19,6 +19,14 @@ CUDA_OPS_DEVICE uint32_t cut(float& low, float& high) {
   return second | first;
 }
 
+// The same of parts that are rounded to the nearest: two of them are a number to about 2^-17.
+CUDA_OPS_DEVICE uint32_t round_off(float& low, float& high) {
+  const uint32_t part = device::pair_of_bfloat16(low, high);
+  low -= first_of(part, bfloat16());
+  high -= second_of(part, bfloat16());
+  return part;
+}
+
 // Eight numbers of a row, 0 behind its end.
 template <class T>
 CUDA_OPS_DEVICE Eight eight_of(const T* row, int64_t element, int64_t d, int64_t D) {
