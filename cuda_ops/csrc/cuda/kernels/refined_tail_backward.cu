@@ -1,196 +1,310 @@
+#include "reduce.h"
 #include "refined_backward_tiles.h"
 #include "segments.h"
 
 namespace {
 
-// Keys of one key cluster in a tile, and query clusters: a thread has OWN keys, of CLUSTERS / LANES_OF_ROW clusters or of two columns.
-constexpr int OWN_KEYS = 32, CLUSTERS = 32, OWN_CLUSTERS = CLUSTERS / LANES_OF_ROW, CLUSTER_STRIDE = CLUSTERS + 4;
+constexpr int CLUSTERS = 32, CLUSTER_STRIDE = CLUSTERS + 4;  // query clusters of a tile, and from row to row of tables (KEYS, CLUSTERS)
 
-// The cells of one key cluster with the query clusters from c0 on.
+// Rows of the cells of one key cluster with CLUSTERS query clusters, or of these: 0 for a cluster without queries. Relative to an origin if there is one.
+struct ClusterRows {
+  static constexpr int MOST_PARTS = FLOAT_PARTS;
+  const float* base;
+  int64_t stride, D;
+  const bool* filled;
+  const float* origin;
+  CUDA_OPS_DEVICE float at(int c, int64_t d) const { return filled[c] && d < D ? base[c * stride + d] - (origin ? origin[d] : 0) : 0; }
+  CUDA_OPS_DEVICE void read_eight(int c, int64_t d, float (&to)[8]) const {
+    float from[8];
+    ::read_eight(filled[c] ? base + c * stride : nullptr, d, D, to);
+    ::read_eight(filled[c] ? origin : nullptr, d, D, from);
+    for (int i = 0; i < 8; ++i) to[i] -= from[i];
+  }
+};
+
+// Of one key cluster: its keys and values, and the cells' numbers and gradients of them.
+template <class T>
 struct CellTile {
-  int64_t row, m, c0;
-  const bool* filled;  // whether there are queries in the cluster
-};
-// The numbers of these cells, (C, M, D) for a head, or with `stride` D of their query clusters.
-CUDA_OPS_DEVICE void load_cells(const float* from, int64_t stride, const CellTile& tile, int64_t d0, int64_t D, TileQuad* piece) {
-  const int lane = device::thread() % COLUMNS;
-  const bool inside = d0 + lane < D;
-  CUDA_OPS_UNROLL(4)
-  for (int c = device::thread() / COLUMNS; c < CLUSTERS; c += BLOCK_THREADS / COLUMNS)
-    piece->at[c * (4 * STRIDE) + lane] = tile.filled[c] && inside ? from[c * stride + d0 + lane] : 0;
-}
-
-// What a cell gives to one of its keys, and the key's distance.
-struct Given {
-  float product, square;
+  ScaledRows<T> keys, values;
+  ClusterRows cell_keys, cell_values, key_grads, value_grads, means;
+  int64_t D, count;  // so many query clusters
 };
 
-// Adds a piece of dKeys . (key - Key) + dValues . (value - Value), and of |key - Key|^2.
-CUDA_OPS_DEVICE void add_given(const TileQuad* keys, const TileQuad* values, const TileQuad* cell_keys, const TileQuad* cell_values, const TileQuad* key_grads, const TileQuad* value_grads,
-                               Given (&given)[OWN][OWN_CLUSTERS]) {
-  for (int quad = 0; quad < COLUMNS / 4; ++quad) {
-    TileQuad cell[OWN_CLUSTERS][4];
-    for (int c = 0; c < OWN_CLUSTERS; ++c) {
-      const int at = (own_lane() + c * LANES_OF_ROW) * STRIDE + quad;
-      cell[c][0] = cell_keys[at];
-      cell[c][1] = cell_values[at];
-      cell[c][2] = key_grads[at];
-      cell[c][3] = value_grads[at];
-    }
-    for (int r = 0; r < OWN; ++r) {
-      const TileQuad key = keys[(own_row() + r) * STRIDE + quad], value = values[(own_row() + r) * STRIDE + quad];
-      for (int c = 0; c < OWN_CLUSTERS; ++c)
-        for (int d = 0; d < 4; ++d) {
-          const float away = key.at[d] - cell[c][0].at[d];
-          given[r][c].product = device::fma(cell[c][2].at[d], away, device::fma(cell[c][3].at[d], value.at[d] - cell[c][1].at[d], given[r][c].product));
-          given[r][c].square = device::fma(away, away, given[r][c].square);
+// float32 by the FMA units: a thread has OWN keys, of two clusters LANES_OF_ROW apart or of two columns side by side.
+struct VectorCells {
+  static constexpr int BLOCKS = 4;  // for which the registers do
+  static constexpr bool RELATIVE = false;
+  static constexpr int KEYS = 32, ROWS = OWN, COLUMNS = CLUSTERS / LANES_OF_ROW, PIECE = 32 * STRIDE, TABLE = KEYS * CLUSTER_STRIDE / 4, QUADS = 6 * PIECE + 3 * TABLE;
+  struct Numbers {
+    float at[OWN][COLUMNS] = {};
+    CUDA_OPS_DEVICE float& operator()(int r, int c) { return at[r][c]; }
+  };
+  CUDA_OPS_DEVICE static int row(int r) { return own_row() + r; }
+  CUDA_OPS_DEVICE static int column(int c) { return own_lane() + c * LANES_OF_ROW; }
+  CUDA_OPS_DEVICE static float* table(TileQuad* memory, int which) { return (memory + 6 * PIECE + which * TABLE)->at; }
+
+  // One chain of fused additions in the order of d for each number.
+  template <class T>
+  CUDA_OPS_DEVICE static void give(const CellTile<T>& tile, TileQuad* memory, Numbers& product, Numbers& square) {
+    TileQuad *keys = memory, *values = keys + PIECE, *cell_keys = values + PIECE, *cell_values = cell_keys + PIECE;
+    TileQuad *key_grads = cell_values + PIECE, *value_grads = key_grads + PIECE;
+    for (int64_t d0 = 0; d0 < tile.D; d0 += ::COLUMNS) {
+      load_piece(tile.keys, KEYS, d0, keys);
+      load_piece(tile.values, KEYS, d0, values);
+      load_piece(tile.cell_keys, CLUSTERS, d0, cell_keys);
+      load_piece(tile.cell_values, CLUSTERS, d0, cell_values);
+      load_piece(tile.key_grads, CLUSTERS, d0, key_grads);
+      load_piece(tile.value_grads, CLUSTERS, d0, value_grads);
+      device::barrier();
+      for (int quad = 0; quad < ::COLUMNS / 4; ++quad) {
+        TileQuad cell[COLUMNS][4];
+        for (int c = 0; c < COLUMNS; ++c) {
+          const int at = column(c) * STRIDE + quad;
+          cell[c][0] = cell_keys[at];
+          cell[c][1] = cell_values[at];
+          cell[c][2] = key_grads[at];
+          cell[c][3] = value_grads[at];
         }
+        for (int r = 0; r < OWN; ++r) {
+          const TileQuad key = keys[row(r) * STRIDE + quad], value = values[row(r) * STRIDE + quad];
+          for (int c = 0; c < COLUMNS; ++c)
+            for (int d = 0; d < 4; ++d) {
+              const float away = key.at[d] - cell[c][0].at[d];
+              product(r, c) = device::fma(cell[c][2].at[d], away, device::fma(cell[c][3].at[d], value.at[d] - cell[c][1].at[d], product(r, c)));
+              square(r, c) = device::fma(away, away, square(r, c));
+            }
+        }
+      }
+      device::barrier();
     }
   }
-}
 
-// Adds to the gradients of the keys and values what the cells give. `towards` gets the sum of what multiplies the keys themselves.
-struct Coefficients {
-  const TileQuad *weights, *scores, *spreads;  // (OWN_KEYS, CLUSTER_STRIDE)
-};
-struct CellPieces {
-  const TileQuad *keys, *means, *key_grads, *value_grads;
-};
-CUDA_OPS_DEVICE void add_cells(const Coefficients& of, const CellPieces& cells, bool sums_up, float (&by_key)[OWN][2], float (&by_value)[OWN][2],
-                               float (&towards)[OWN]) {
-  for (int quad = 0; quad < CLUSTERS / 4; ++quad) {
-    float cell[4][4][2];
-    for (int c = 0; c < 4; ++c)
-      for (int side = 0; side < 2; ++side) {
-        const int at = (quad * 4 + c) * (4 * STRIDE) + own_lane() * 2 + side;
-        cell[c][0][side] = cells.key_grads->at[at];
-        cell[c][1][side] = cells.keys->at[at];
-        cell[c][2][side] = cells.means->at[at];
-        cell[c][3][side] = cells.value_grads->at[at];
+  template <class T, class WriteKey, class WriteValue>
+  CUDA_OPS_DEVICE static void add(const CellTile<T>& tile, TileQuad* memory, const WriteKey& write_key, const WriteValue& write_value) {
+    const float *weights = table(memory, 0), *scores = table(memory, 1), *spreads = table(memory, 2);
+    TileQuad *cell_keys = memory, *means = cell_keys + PIECE, *key_grads = means + PIECE, *value_grads = key_grads + PIECE;
+    for (int64_t d0 = 0; d0 < tile.D; d0 += ::COLUMNS) {
+      load_piece(tile.cell_keys, CLUSTERS, d0, cell_keys);
+      load_piece(tile.means, CLUSTERS, d0, means);
+      load_piece(tile.key_grads, CLUSTERS, d0, key_grads);
+      load_piece(tile.value_grads, CLUSTERS, d0, value_grads);
+      device::barrier();
+      float by_key[OWN][2] = {}, by_value[OWN][2] = {};
+      for (int c0 = 0; c0 < CLUSTERS; c0 += 4) {
+        float cell[4][4][2];
+        for (int c = 0; c < 4; ++c)
+          for (int side = 0; side < 2; ++side) {
+            const int at = (c0 + c) * (OWN * STRIDE) + own_lane() * 2 + side;
+            cell[c][0][side] = key_grads->at[at];
+            cell[c][1][side] = cell_keys->at[at];
+            cell[c][2][side] = means->at[at];
+            cell[c][3][side] = value_grads->at[at];
+          }
+        for (int r = 0; r < OWN; ++r) {
+          const int at = row(r) * CLUSTER_STRIDE + c0;
+          const TileQuad weight = four_of(weights + at), score = four_of(scores + at), spread = four_of(spreads + at);
+          for (int c = 0; c < 4; ++c)
+            for (int side = 0; side < 2; ++side) {
+              by_key[r][side] = device::fma(weight.at[c], cell[c][0][side], by_key[r][side]);
+              by_key[r][side] = device::fma(-spread.at[c], cell[c][1][side], by_key[r][side]);
+              by_key[r][side] = device::fma(score.at[c], cell[c][2][side], by_key[r][side]);
+              by_value[r][side] = device::fma(weight.at[c], cell[c][3][side], by_value[r][side]);
+            }
+        }
       }
-    for (int r = 0; r < OWN; ++r) {
-      const int at = (own_row() + r) * (CLUSTER_STRIDE / 4) + quad;
-      const TileQuad weight = of.weights[at], score = of.scores[at], spread = of.spreads[at];
-      for (int c = 0; c < 4; ++c) {
+      for (int r = 0; r < OWN; ++r)
         for (int side = 0; side < 2; ++side) {
-          by_key[r][side] = device::fma(weight.at[c], cell[c][0][side], by_key[r][side]);
-          by_key[r][side] = device::fma(-spread.at[c], cell[c][1][side], by_key[r][side]);
-          by_key[r][side] = device::fma(score.at[c], cell[c][2][side], by_key[r][side]);
-          by_value[r][side] = device::fma(weight.at[c], cell[c][3][side], by_value[r][side]);
+          const int64_t d = d0 + own_lane() * 2 + side;
+          if (d >= tile.D) continue;
+          write_key(row(r), d, by_key[r][side]);
+          write_value(row(r), d, by_value[r][side]);
         }
-        if (sums_up) towards[r] += spread.at[c];
-      }
+      device::barrier();
     }
   }
-}
 
-// Adds to the gradients of the scores what the band counted twice. Four threads have a key, each the clusters of one remainder, in the order of the queries.
+ private:
+  CUDA_OPS_DEVICE static TileQuad four_of(const float* numbers) { return *reinterpret_cast<const TileQuad*>(numbers); }
+};
+
+// On the tensor cores, where |key - Key|^2 = |key|^2 + |Key|^2 - 2 key . Key, and what a cell gives is a product less that of the cell itself. Keys and values are
+// relative to those of one cell, so that little of them cancels out.
+template <class T>
+struct MatrixCells {
+  using Tile = MatrixTile<T, CLUSTERS>;
+  using Numbers = typename Tile::Numbers;
+  static constexpr int BLOCKS = 3;
+  static constexpr bool RELATIVE = true;
+  static constexpr int KEYS = TILE, ROWS = Tile::ROWS, COLUMNS = Tile::COLUMNS, TABLE = KEYS * CLUSTER_STRIDE / 4, OWN_PRODUCTS = (KEYS + 2 * CLUSTERS) / 4;
+  static constexpr int QUADS = Tile::QUADS + OWN_PRODUCTS;
+  static_assert(Tile::THREADS == BLOCK_THREADS && 3 * TABLE <= Tile::QUADS);
+  CUDA_OPS_DEVICE static int row(int r) { return Tile::row(r); }
+  CUDA_OPS_DEVICE static int column(int c) { return Tile::column(c); }
+  // Where rows lie while they are multiplied.
+  CUDA_OPS_DEVICE static float* table(TileQuad* memory, int which) { return (memory + which * TABLE)->at; }
+
+  // product = dKeys . (key - Key) + dValues . (value - Value) and square = |key - Key|^2, for each key and cell.
+  CUDA_OPS_DEVICE static void give(const CellTile<T>& tile, TileQuad* memory, Numbers& product, Numbers& square) {
+    float *key_squares = (memory + Tile::QUADS)->at, *cell_squares = key_squares + KEYS, *cell_products = cell_squares + CLUSTERS;
+    multiply_own(tile, key_squares, cell_squares, cell_products);
+    Tile::template multiply_parts<2>(tile.keys, tile.key_grads, tile.D, tile.count, memory, product);
+    Tile::template multiply_parts<2>(tile.values, tile.value_grads, tile.D, tile.count, memory, product);
+    Tile::template multiply_parts<2>(tile.keys, tile.cell_keys, tile.D, tile.count, memory, square);
+    CUDA_OPS_UNROLL(ROWS)
+    for (int r = 0; r < ROWS; ++r)
+      CUDA_OPS_UNROLL(COLUMNS)
+      for (int c = 0; c < COLUMNS; ++c) {
+        product(r, c) -= cell_products[column(c)];
+        square(r, c) = key_squares[row(r)] + cell_squares[column(c)] - 2 * square(r, c);
+      }
+  }
+
+  // write_key(key, d, sum over the cells of weight dKey + score mean - spread Key) and write_value(key, d, sum of weight dValue), for every d.
+  template <class WriteKey, class WriteValue>
+  CUDA_OPS_DEVICE static void add(const CellTile<T>& tile, TileQuad* memory, const WriteKey& write_key, const WriteValue& write_value) {
+    const typename Tile::Weights weights(fetch(table(memory, 0))), scores(fetch(table(memory, 1))), spreads(fetch(table(memory, 2)));
+    device::barrier();
+    CUDA_OPS_UNROLL(1)
+    for (int64_t d0 = 0; d0 < tile.D; d0 += TILE) {
+      typename MatrixTile<T>::Numbers sum;
+      const auto write = [&](const auto& to, int r, int c, float number) {
+        const int64_t d = d0 + MatrixTile<T>::column(c);
+        if (d < tile.D) to(row(r), d, number);
+      };
+      Tile::weigh(weights, tile.key_grads, d0, tile.count, memory, [&](int r, int c, float more) { sum(r, c) = more; });
+      Tile::weigh(scores, tile.means, d0, tile.count, memory, [&](int r, int c, float more) { sum(r, c) += more; });
+      Tile::weigh(spreads, tile.cell_keys, d0, tile.count, memory, [&](int r, int c, float less) { write(write_key, r, c, sum(r, c) - less); });
+      Tile::weigh(weights, tile.value_grads, d0, tile.count, memory, [&](int r, int c, float number) { write(write_value, r, c, number); });
+    }
+  }
+
+ private:
+  // |key|^2 of every key, |Key|^2 and dKeys . Key + dValues . Value of every cell, a warp for each.
+  CUDA_OPS_DEVICE static void multiply_own(const CellTile<T>& tile, float* key_squares, float* cell_squares, float* cell_products) {
+    const int lane = device::thread() % WARP;
+    for (int i = device::thread() / WARP; i < KEYS + CLUSTERS; i += BLOCK_THREADS / WARP) {
+      const int c = i - KEYS;
+      float square = 0, product = 0;
+      for (int64_t d = lane; d < tile.D; d += WARP) {
+        const float key = c < 0 ? tile.keys.at(i, d) : tile.cell_keys.at(c, d);
+        square = device::fma(key, key, square);
+        if (c >= 0) product = device::fma(tile.key_grads.at(c, d), key, device::fma(tile.value_grads.at(c, d), tile.cell_values.at(c, d), product));
+      }
+      square = warp_sum(square);
+      product = warp_sum(product);
+      if (lane) continue;
+      (c < 0 ? key_squares[i] : cell_squares[c]) = square;
+      if (c >= 0) cell_products[c] = product;
+    }
+  }
+  CUDA_OPS_DEVICE static Numbers fetch(const float* table) {
+    Numbers numbers;
+    CUDA_OPS_UNROLL(ROWS)
+    for (int r = 0; r < ROWS; ++r)
+      CUDA_OPS_UNROLL(COLUMNS)
+      for (int c = 0; c < COLUMNS; ++c) numbers(r, c) = table[row(r) * CLUSTER_STRIDE + column(c)];
+    return numbers;
+  }
+};
+
+template <class T>
+using CellsOf = std::conditional_t<sizeof(T) == 2, MatrixCells<T>, VectorCells>;
+
+// Adds to the gradients of the scores what the band counted twice. The threads of a key have the clusters of one remainder each, in the order of the queries.
+template <int KEYS>
 CUDA_OPS_DEVICE void add_band_scores(const RefinedBackward& p, const Cluster& own, int64_t c0, const int32_t* key, float* scores) {
-  const int r = device::thread() / OWN, part = device::thread() % OWN;
+  constexpr int SHARED = BLOCK_THREADS / KEYS;
+  const int r = device::thread() / SHARED, part = device::thread() % SHARED;
   const int64_t j = key[r], N = p.in.shape.N;
   if (j < 0 || !p.width) return;
   for (int64_t i = j < p.W ? 0 : j - p.W; i <= j + p.W && i < own.n; ++i) {
     const int64_t c = p.query_clusters[own.head * N + position_of(p.in.tokens, own.b, i)] - c0;
-    if (c < 0 || c >= CLUSTERS || c + c0 >= own.clusters || c % OWN != part) continue;
+    if (c < 0 || c >= CLUSTERS || c + c0 >= own.clusters || c % SHARED != part) continue;
     scores[r * CLUSTER_STRIDE + c] += p.band_scores[(own.head * N + i) * p.width + j - i + p.W];
   }
 }
 
-// A block has OWN_KEYS keys of one key cluster of a head and goes through the query clusters in their order, CLUSTERS at a time.
+// A block has KEYS keys of one key cluster of a head and goes through the query clusters in their order, CLUSTERS at a time.
 template <class T>
-CUDA_OPS_KERNEL key_segment(RefinedRows<T> rows, RefinedBackward p, int64_t segments) {
-  CUDA_OPS_SHARED(TileQuad, k, OWN_KEYS * STRIDE);
-  CUDA_OPS_SHARED(TileQuad, v, OWN_KEYS * STRIDE);
-  CUDA_OPS_SHARED(TileQuad, cell_keys, CLUSTERS * STRIDE);
-  CUDA_OPS_SHARED(TileQuad, cell_values, CLUSTERS * STRIDE);
-  CUDA_OPS_SHARED(TileQuad, key_grads, CLUSTERS * STRIDE);
-  CUDA_OPS_SHARED(TileQuad, value_grads, CLUSTERS * STRIDE);
-  CUDA_OPS_SHARED(TileQuad, weights, OWN_KEYS * CLUSTER_STRIDE / 4);
-  CUDA_OPS_SHARED(TileQuad, scores, OWN_KEYS * CLUSTER_STRIDE / 4);
-  CUDA_OPS_SHARED(TileQuad, spreads, OWN_KEYS * CLUSTER_STRIDE / 4);
-  CUDA_OPS_SHARED(int32_t, key, OWN_KEYS);
-  CUDA_OPS_SHARED(int32_t, position, OWN_KEYS);
+CUDA_OPS_KERNEL CUDA_OPS_BLOCK(CellsOf<T>::BLOCKS * BLOCK_THREADS) key_segment(RefinedRows<T> rows, RefinedBackward p, int64_t segments) {
+  using Cells = CellsOf<T>;
+  CUDA_OPS_SHARED(TileQuad, memory, Cells::QUADS);
+  CUDA_OPS_SHARED(int32_t, key, Cells::KEYS);
+  CUDA_OPS_SHARED(int32_t, position, Cells::KEYS);
+  CUDA_OPS_SHARED(float, towards, Cells::KEYS);  // what multiplies the keys themselves
   CUDA_OPS_SHARED(bool, filled, CLUSTERS);
   const int64_t head = device::block() / segments, C = p.budgets.C, M = p.budgets.M, K = p.budgets.K, N = p.in.shape.N, D = p.in.shape.D;
   const Cluster own = cluster_of(p, head, 0);
   const int32_t *first_of = p.keys.first + head * (M + 1), *queries_of = p.queries.first + head * (C + 1);
-  const Segment segment = find_segment(first_of, int(own.cells), OWN_KEYS, int(device::block() % segments));
+  const Segment segment = find_segment(first_of, int(own.cells), Cells::KEYS, int(device::block() % segments));
   if (segment.cluster < 0) return;
   const int64_t m = segment.cluster, begin = first_of[m] + segment.rank, count = first_of[m + 1] - begin, key_head = own.h / p.in.shape.group;
   const int t = device::thread();
-  if (t < OWN_KEYS) {
+  if (t < Cells::KEYS) {
     key[t] = t < count ? p.keys.order[head * N + begin + t] : -1;
     position[t] = t < count ? int32_t(position_of(p.in.tokens, own.b, key[t])) : -1;
+    towards[t] = 0;
   }
-  const TileRows<T> key_rows{rows.k, own.b, key_head, D, position}, value_rows{rows.v, own.b, key_head, D, position};
-  float towards[OWN] = {};  // what multiplies the keys themselves
+  int64_t origin = 0;  // the first cluster with queries
+  while (origin < own.clusters && queries_of[origin + 1] == queries_of[origin]) ++origin;
+  const bool relative = Cells::RELATIVE && origin < own.clusters;
+  const int64_t origin_cell = ((head * C + origin) * M + m) * D;
+  const float *key_origin = relative ? p.cells.keys + origin_cell : nullptr, *value_origin = relative ? p.cells.values + origin_cell : nullptr;
+  const ScaledRows<T> key_rows{{rows.k, own.b, key_head, D, position}, 1, key_origin}, value_rows{{rows.v, own.b, key_head, D, position}, 1, value_origin};
+  float *weights = Cells::table(memory, 0), *scores = Cells::table(memory, 1), *spreads = Cells::table(memory, 2);
   for (int64_t c0 = 0; c0 < own.clusters; c0 += CLUSTERS) {
     if (t < CLUSTERS) filled[t] = c0 + t < own.clusters && queries_of[c0 + t + 1] > queries_of[c0 + t];
     device::barrier();
-    const CellTile tile{head * C + c0, m, c0, filled};
-    const int64_t first = (tile.row * M + m) * D;
-    Given given[OWN][OWN_CLUSTERS] = {};
-    for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
-      load_piece(key_rows, OWN_KEYS, d0, k);
-      load_piece(value_rows, OWN_KEYS, d0, v);
-      load_cells(p.cells.keys + first, M * D, tile, d0, D, cell_keys);
-      load_cells(p.cells.values + first, M * D, tile, d0, D, cell_values);
-      load_cells(p.cell_grads.keys + first, M * D, tile, d0, D, key_grads);
-      load_cells(p.cell_grads.values + first, M * D, tile, d0, D, value_grads);
-      device::barrier();
-      add_given(k, v, cell_keys, cell_values, key_grads, value_grads, given);
-      device::barrier();
-    }
-    CUDA_OPS_UNROLL(OWN_CLUSTERS)
-    for (int c = 0; c < OWN_CLUSTERS; ++c) {
-      const int column = own_lane() + c * LANES_OF_ROW;
-      const int64_t row = tile.row + column, cell = row * M + m;
+    const int64_t first_row = head * C + c0;
+    const auto cell_rows = [&](const float* x, const float* from) { return ClusterRows{x + (first_row * M + m) * D, M * D, D, filled, from}; };
+    const CellTile<T> tile{key_rows,
+                           value_rows,
+                           cell_rows(p.cells.keys, key_origin),
+                           cell_rows(p.cells.values, value_origin),
+                           cell_rows(p.cell_grads.keys, nullptr),
+                           cell_rows(p.cell_grads.values, nullptr),
+                           ClusterRows{p.means + first_row * D, D, D, filled, nullptr},
+                           D,
+                           smaller<int64_t>(CLUSTERS, own.clusters - c0)};
+    typename Cells::Numbers product, square;
+    Cells::give(tile, memory, product, square);
+    CUDA_OPS_UNROLL(Cells::COLUMNS)
+    for (int c = 0; c < Cells::COLUMNS; ++c) {
+      const int column = Cells::column(c);
+      const int64_t row = first_row + column, cell = row * M + m;
       const float log_mass = filled[column] ? p.cells.log_mass[cell] : 0, by_mass = filled[column] ? p.cell_grads.log_mass[cell] : 0;
       const float spread = filled[column] ? p.cells.spread[cell] : 0, by_spread = filled[column] ? p.cell_grads.spread[cell] : 0;
-      CUDA_OPS_UNROLL(OWN)
-      for (int r = 0; r < OWN; ++r) {
-        const int64_t j = position[own_row() + r];
+      CUDA_OPS_UNROLL(Cells::ROWS)
+      for (int r = 0; r < Cells::ROWS; ++r) {
+        const int64_t j = position[Cells::row(r)];
         const bool here = j >= 0 && filled[column] && !holds(p.top_keys + row * K, K, j);
         const float weight = here ? device::exponential(p.scores[row * N + j] - log_mass) : 0;
-        const float away = given[r][c].square / float(D) - spread;
-        const int at = (own_row() + r) * CLUSTER_STRIDE + column;
-        weights->at[at] = weight;
-        scores->at[at] = here ? weight * (by_mass + given[r][c].product + by_spread * away) : 0;
-        spreads->at[at] = here ? 2 * weight * by_spread / float(D) : 0;
+        const float away = square(r, c) / float(D) - spread;
+        const int at = Cells::row(r) * CLUSTER_STRIDE + column;
+        weights[at] = weight;
+        scores[at] = here ? weight * (by_mass + product(r, c) + by_spread * away) : 0;
+        spreads[at] = here ? 2 * weight * by_spread / float(D) : 0;
       }
     }
     device::barrier();
-    add_band_scores(p, own, c0, key, scores->at);
+    add_band_scores<Cells::KEYS>(p, own, c0, key, scores);
+    for (int c = 0; c < CLUSTERS && t < Cells::KEYS; ++c) towards[t] += spreads[t * CLUSTER_STRIDE + c];
     device::barrier();
-    for (int e = t; e < OWN_KEYS * CLUSTERS; e += BLOCK_THREADS) {
-      const int r = e % OWN_KEYS, c = e / OWN_KEYS;
-      if (position[r] >= 0 && c0 + c < own.clusters) p.scores[(tile.row + c) * N + position[r]] = scores->at[r * CLUSTER_STRIDE + c];
+    for (int e = t; e < Cells::KEYS * CLUSTERS; e += BLOCK_THREADS) {
+      const int r = e % Cells::KEYS, c = e / Cells::KEYS;
+      if (position[r] >= 0 && c0 + c < own.clusters) p.scores[(first_row + c) * N + position[r]] = scores[r * CLUSTER_STRIDE + c];
     }
-    for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
-      load_cells(p.cells.keys + first, M * D, tile, d0, D, cell_keys);
-      load_cells(p.means + tile.row * D, D, tile, d0, D, cell_values);
-      load_cells(p.cell_grads.keys + first, M * D, tile, d0, D, key_grads);
-      load_cells(p.cell_grads.values + first, M * D, tile, d0, D, value_grads);
-      device::barrier();
-      float by_key[OWN][2] = {}, by_value[OWN][2] = {};
-      add_cells({weights, scores, spreads}, {cell_keys, cell_values, key_grads, value_grads}, d0 == 0, by_key, by_value, towards);
-      for (int r = 0; r < OWN; ++r)
-        for (int side = 0; side < 2; ++side) {
-          const int64_t d = d0 + own_lane() * 2 + side;
-          if (key[own_row() + r] < 0 || d >= D) continue;
-          const int64_t at = (head * N + key[own_row() + r]) * D + d;
-          p.key_grads[at] = c0 == 0 ? by_key[r][side] : p.key_grads[at] + by_key[r][side];
-          p.value_grads[at] = c0 == 0 ? by_value[r][side] : p.value_grads[at] + by_value[r][side];
-        }
-      device::barrier();
-    }
+    const auto add_to = [&](float* grads) {
+      return [=](int r, int64_t d, float sum) {
+        if (key[r] < 0) return;
+        float& number = grads[(head * N + key[r]) * D + d];
+        number = c0 == 0 ? sum : number + sum;
+      };
+    };
+    Cells::add(tile, memory, add_to(p.key_grads), add_to(p.value_grads));
   }
-  for (int64_t d0 = own_lane() * 2; d0 < D; d0 += COLUMNS) {
-    CUDA_OPS_UNROLL(OWN)
-    for (int r = 0; r < OWN; ++r)
-      for (int64_t d = d0; d < D && d < d0 + 2 && key[own_row() + r] >= 0; ++d)
-        p.key_grads[(head * N + key[own_row() + r]) * D + d] += towards[r] * rows.k.at(own.b, key_head, position[own_row() + r], d);
-  }
+  for (int r = t / WARP; r < Cells::KEYS && key[r] >= 0; r += BLOCK_THREADS / WARP)
+    for (int64_t d = t % WARP; d < D; d += WARP) p.key_grads[(head * N + key[r]) * D + d] += towards[r] * key_rows.at(r, d);
 }
 
 }  // namespace
@@ -198,11 +312,12 @@ CUDA_OPS_KERNEL key_segment(RefinedRows<T> rows, RefinedBackward p, int64_t segm
 namespace cuda_ops::launch {
 
 void refined_tail_backward(const RefinedBackward& p, Stream stream) {
-  const int64_t segments = tiles_of(p.in.shape.N, p.budgets.M, OWN_KEYS), blocks = p.in.shape.B * p.in.shape.H * segments;
-  if (!blocks) return;
+  const int64_t heads = p.in.shape.B * p.in.shape.H;
+  if (!heads || !p.in.shape.N) return;
   with_type(p.in.q.type, [&](auto type) {
     using T = decltype(type);
-    CUDA_OPS_LAUNCH(key_segment<T>, blocks, BLOCK_THREADS, stream, RefinedRows<T>(p), p, segments);
+    const int64_t segments = tiles_of(p.in.shape.N, p.budgets.M, CellsOf<T>::KEYS);
+    CUDA_OPS_LAUNCH(key_segment<T>, heads * segments, BLOCK_THREADS, stream, RefinedRows<T>(p), p, segments);
   });
 }
 

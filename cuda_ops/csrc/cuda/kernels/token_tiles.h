@@ -80,24 +80,24 @@ struct VectorTile {
 template <class Rows, int PARTS>
 constexpr int PARTS_OF = Rows::MOST_PARTS < PARTS ? Rows::MOST_PARTS : PARTS;
 
-// A warp has 16 rows.
-template <class T>
+// A warp has 16 rows. The products are with WIDTH others.
+template <class T, int WIDTH = TILE>
 class MatrixTile {
   static constexpr int VALUE_PARTS = 2, EIGHTS = TILE / 8, STRIDE = EIGHTS + 1;  // in eights
 
  public:
   static constexpr int PIECE = TILE, PIECE_QUADS = TILE * STRIDE;
-  static constexpr int THREADS = TILE / 16 * WARP, ROWS = 2, COLUMNS = TILE / 4, LANES = 4, QUADS = 4 * PIECE_QUADS;
+  static constexpr int THREADS = TILE / 16 * WARP, ROWS = 2, COLUMNS = WIDTH / 4, LANES = 4, QUADS = 4 * PIECE_QUADS;
   struct Numbers {
-    float at[TILE / 8][4] = {};  // as the tensor cores give them
+    float at[WIDTH / 8][4] = {};  // as the tensor cores give them
     CUDA_OPS_DEVICE float& operator()(int r, int c) { return at[c / 2][2 * r + c % 2]; }
   };
   // Numbers as two bfloat16 parts each, the A of products: to about 2^-17.
   struct Weights {
-    uint32_t at[TILE / 16][VALUE_PARTS][4];
+    uint32_t at[WIDTH / 16][VALUE_PARTS][4];
     CUDA_OPS_DEVICE explicit Weights(const Numbers& values) {
-      CUDA_OPS_UNROLL(TILE / 16)
-      for (int k = 0; k < TILE / 16; ++k)
+      CUDA_OPS_UNROLL(WIDTH / 16)
+      for (int k = 0; k < WIDTH / 16; ++k)
         CUDA_OPS_UNROLL(4)
         for (int i = 0; i < 4; ++i) {
           float low = values.at[2 * k + i / 2][i % 2 * 2], high = values.at[2 * k + i / 2][i % 2 * 2 + 1];
@@ -118,7 +118,7 @@ class MatrixTile {
     }
   }
   // `left` numbers of the rows are left; of the columns the first `count` are wanted.
-  CUDA_OPS_DEVICE static void add_products(const TileQuad* rows, const TileQuad* columns, int64_t left, Numbers& sum, int64_t count = TILE) {
+  CUDA_OPS_DEVICE static void add_products(const TileQuad* rows, const TileQuad* columns, int64_t left, Numbers& sum, int64_t count = WIDTH) {
     const auto* row_numbers = reinterpret_cast<const T*>(rows + first_row() * STRIDE);
     const auto* column_numbers = reinterpret_cast<const T*>(columns);
     const int steps = int(smaller(int64_t(TILE), left) + 15) / 16;
@@ -126,8 +126,8 @@ class MatrixTile {
     for (int k = 0; k < steps; ++k) {
       uint32_t a[4];
       load_a(a, row_numbers + k * 16, STRIDE * 8);
-      CUDA_OPS_UNROLL(TILE / 16)
-      for (int n = 0; n < TILE / 8; n += 2) {
+      CUDA_OPS_UNROLL(WIDTH / 16)
+      for (int n = 0; n < WIDTH / 8; n += 2) {
         if (n * 8 >= count) continue;
         uint32_t b[2][2];
         load_b_of_rows(b, column_numbers + n * STRIDE * 64 + k * 16, STRIDE * 8);
@@ -148,7 +148,7 @@ class MatrixTile {
     CUDA_OPS_UNROLL(1)
     for (int64_t d0 = 0; d0 < D; d0 += LENGTH) {
       load_parts<ROW_PARTS, LENGTH>(rows, d0, TILE, row_parts);
-      load_parts<COLUMN_PARTS, LENGTH>(columns, d0, TILE, column_parts);
+      load_parts<COLUMN_PARTS, LENGTH>(columns, d0, padded(count), column_parts);
       device::barrier();
       const int steps = int(smaller(int64_t(LENGTH), D - d0) + 15) / 16;
       CUDA_OPS_UNROLL(1)
@@ -156,8 +156,8 @@ class MatrixTile {
         uint32_t a[ROW_PARTS][4];
         CUDA_OPS_UNROLL(ROW_PARTS)
         for (int part = 0; part < ROW_PARTS; ++part) load_a(a[part], row_numbers + part * PART * 8 + k * 16, LENGTH + 8);
-        CUDA_OPS_UNROLL(TILE / 16)
-        for (int n = 0; n < TILE / 8; n += 2) {
+        CUDA_OPS_UNROLL(WIDTH / 16)
+        for (int n = 0; n < WIDTH / 8; n += 2) {
           if (n * 8 >= count) continue;
           CUDA_OPS_UNROLL(COLUMN_PARTS)
           for (int part = COLUMN_PARTS - 1; part >= 0; --part) {  // small products first
@@ -178,14 +178,14 @@ class MatrixTile {
   template <class Columns, class Take>
   CUDA_OPS_DEVICE static void weigh(const Weights& weights, const Columns& columns, int64_t d0, int64_t count, TileQuad* memory, const Take& take) {
     constexpr int PARTS = PARTS_OF<Columns, VALUE_PARTS>;
-    load_parts<PARTS, TILE>(columns, d0, int(smaller(int64_t(TILE), (count + 15) / 16 * 16)), reinterpret_cast<Eight*>(memory));
+    load_parts<PARTS, TILE>(columns, d0, padded(count), reinterpret_cast<Eight*>(memory));
     device::barrier();
     const auto* numbers = reinterpret_cast<const bfloat16*>(memory);
     CUDA_OPS_UNROLL(TILE / 16)
     for (int n = 0; n < TILE / 8; n += 2) {
       float product[2][4] = {};
-      CUDA_OPS_UNROLL(TILE / 16)
-      for (int k = 0; k < TILE / 16; ++k) {
+      CUDA_OPS_UNROLL(WIDTH / 16)
+      for (int k = 0; k < WIDTH / 16; ++k) {
         if (k * 16 >= count) continue;
         CUDA_OPS_UNROLL(PARTS)
         for (int other = 0; other < PARTS; ++other) {
@@ -204,7 +204,7 @@ class MatrixTile {
 
   // sum[r][d] += values[r][c] * number d0 + d of column c, over the columns; the product of this tile first.
   CUDA_OPS_DEVICE static void add(const Numbers& values, const TileRows<T>& columns, int64_t d0, TileQuad* memory, Numbers& sum) {
-    weigh(Weights(values), columns, d0, TILE, memory, [&](int r, int c, float product) { sum(r, c) += product; });
+    weigh(Weights(values), columns, d0, WIDTH, memory, [&](int r, int c, float product) { sum(r, c) += product; });
   }
 
   CUDA_OPS_DEVICE static void store(Numbers& numbers, TileQuad* to) {
@@ -216,6 +216,8 @@ class MatrixTile {
 
  private:
   CUDA_OPS_DEVICE static int first_row() { return device::thread() / WARP * 16; }
+  // Columns are multiplied 16 at a time.
+  CUDA_OPS_DEVICE static int padded(int64_t count) { return int(smaller(int64_t(WIDTH), (count + 15) / 16 * 16)); }
 
   // LENGTH numbers from d0 on of the first `count` rows, a tile for each part of them.
   template <int PARTS, int LENGTH, class Rows>
