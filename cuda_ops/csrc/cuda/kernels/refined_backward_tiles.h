@@ -30,14 +30,14 @@ CUDA_OPS_DEVICE Cluster cluster_of(const RefinedBackward& p, int64_t head, int64
 }
 
 // Pieces of rows for the FMA units.
-constexpr int COLUMNS = 32, STRIDE = COLUMNS / OWN + 1;  // in quads; one more, so that rows at the same place of the piece lie in different banks
+constexpr int PIECE_LENGTH = 32, PIECE_STRIDE = PIECE_LENGTH / OWN + 1;  // in quads; one more, so that rows at the same place of the piece lie in different banks
 
-// COLUMNS numbers from d0 on of `count` rows.
+// PIECE_LENGTH numbers from d0 on of `count` rows.
 template <class Rows>
 CUDA_OPS_DEVICE void load_piece(const Rows& rows, int count, int64_t d0, TileQuad* piece) {
-  const int lane = device::thread() % COLUMNS;
+  const int lane = device::thread() % PIECE_LENGTH;
   CUDA_OPS_UNROLL(4)
-  for (int r = device::thread() / COLUMNS; r < count; r += BLOCK_THREADS / COLUMNS) piece->at[r * (OWN * STRIDE) + lane] = rows.at(r, d0 + lane);
+  for (int r = device::thread() / PIECE_LENGTH; r < count; r += BLOCK_THREADS / PIECE_LENGTH) piece->at[r * (OWN * PIECE_STRIDE) + lane] = rows.at(r, d0 + lane);
 }
 
 // A thread has OWN rows side by side, from own_row() on, and of columns or slots those LANES_OF_ROW apart, or two side by side.
@@ -45,7 +45,7 @@ CUDA_OPS_DEVICE int own_lane() { return device::thread() % LANES_OF_ROW; }
 
 // Tables (QUERIES, SLOTS) of numbers lie in rows of TILE_STRIDE.
 struct VectorSlots {
-  static constexpr int QUERIES = 32, ROWS = OWN, COLUMNS = OWN, LANES = LANES_OF_ROW, PIECES = 2 * (QUERIES + SLOTS) * STRIDE;
+  static constexpr int QUERIES = 32, ROWS = OWN, COLUMNS = OWN, LANES = LANES_OF_ROW, PIECES = 2 * (QUERIES + SLOTS) * PIECE_STRIDE;
   struct Numbers {
     float at[OWN][OWN] = {};
     CUDA_OPS_DEVICE float& operator()(int r, int s) { return at[r][s]; }
@@ -61,9 +61,10 @@ struct VectorSlots {
   template <class X, class G, class Keys>
   CUDA_OPS_DEVICE static void multiply(const X& x, const Keys& keys, const G& g, const Keys& values, int64_t D, int64_t, TileQuad* memory, Numbers& along_x,
                                        Numbers& along_g) {
-    TileQuad *x_piece = memory, *g_piece = x_piece + QUERIES * STRIDE, *key_piece = g_piece + QUERIES * STRIDE, *value_piece = key_piece + SLOTS * STRIDE;
+    TileQuad *x_piece = memory, *g_piece = x_piece + QUERIES * PIECE_STRIDE, *key_piece = g_piece + QUERIES * PIECE_STRIDE;
+    TileQuad* value_piece = key_piece + SLOTS * PIECE_STRIDE;
     along_x = along_g = Numbers();
-    for (int64_t d0 = 0; d0 < D; d0 += ::COLUMNS) {
+    for (int64_t d0 = 0; d0 < D; d0 += PIECE_LENGTH) {
       load_piece(x, QUERIES, d0, x_piece);
       load_piece(g, QUERIES, d0, g_piece);
       load_piece(keys, SLOTS, d0, key_piece);
@@ -78,7 +79,7 @@ struct VectorSlots {
   template <class Slots, class Write>
   CUDA_OPS_DEVICE static void weigh_slots(const float* table, const Slots& slots, int64_t D, int64_t, TileQuad* memory, const Write& write) {
     const float* piece = memory->at + own_lane() * 2;
-    for (int64_t d0 = 0; d0 < D; d0 += ::COLUMNS) {
+    for (int64_t d0 = 0; d0 < D; d0 += PIECE_LENGTH) {
       load_piece(slots, SLOTS, d0, memory);
       device::barrier();
       float sum[OWN][2] = {};
@@ -86,7 +87,7 @@ struct VectorSlots {
       for (int s0 = 0; s0 < SLOTS; s0 += 4) {
         float number[4][2];
         for (int s = 0; s < 4; ++s)
-          for (int side = 0; side < 2; ++side) number[s][side] = piece[(s0 + s) * (OWN * STRIDE) + side];
+          for (int side = 0; side < 2; ++side) number[s][side] = piece[(s0 + s) * (OWN * PIECE_STRIDE) + side];
         for (int r = 0; r < OWN; ++r) {
           const TileQuad weight = four_of(table, own_row() + r, s0);
           for (int s = 0; s < 4; ++s)
@@ -102,14 +103,14 @@ struct VectorSlots {
   template <class Queries, class Write>
   CUDA_OPS_DEVICE static void weigh_queries(const float* table, const Queries& queries, int64_t D, int64_t, TileQuad* memory, const Write& write) {
     const int first = 2 * own_row();
-    for (int64_t d0 = 0; d0 < D; d0 += ::COLUMNS) {
+    for (int64_t d0 = 0; d0 < D; d0 += PIECE_LENGTH) {
       load_piece(queries, QUERIES, d0, memory);
       device::barrier();
       float sum[2 * OWN][2] = {};
       CUDA_OPS_UNROLL(4)
       for (int r = 0; r < QUERIES; ++r) {
         const TileQuad low = four_of(table, r, first), high = four_of(table, r, first + 4);
-        const float* number = memory->at + r * (OWN * STRIDE) + own_lane() * 2;
+        const float* number = memory->at + r * (OWN * PIECE_STRIDE) + own_lane() * 2;
         for (int side = 0; side < 2; ++side) {
           for (int s = 0; s < 4; ++s) sum[s][side] = device::fma(low.at[s], number[side], sum[s][side]);
           for (int s = 0; s < 4; ++s) sum[4 + s][side] = device::fma(high.at[s], number[side], sum[4 + s][side]);
@@ -124,11 +125,11 @@ struct VectorSlots {
   // sum += row . slot over a piece, one chain of fused additions in the order of d.
   CUDA_OPS_DEVICE static void add_products(const TileQuad* rows, const TileQuad* slots, float (&sum)[OWN][OWN]) {
     CUDA_OPS_UNROLL(1)
-    for (int quad = 0; quad < ::COLUMNS / 4; ++quad) {
+    for (int quad = 0; quad < PIECE_LENGTH / 4; ++quad) {
       TileQuad slot[OWN];
-      for (int s = 0; s < OWN; ++s) slot[s] = slots[column(s) * STRIDE + quad];
+      for (int s = 0; s < OWN; ++s) slot[s] = slots[column(s) * PIECE_STRIDE + quad];
       for (int r = 0; r < OWN; ++r) {
-        const TileQuad row = rows[(own_row() + r) * STRIDE + quad];
+        const TileQuad row = rows[(own_row() + r) * PIECE_STRIDE + quad];
         for (int s = 0; s < OWN; ++s)
           for (int d = 0; d < 4; ++d) sum[r][s] = device::fma(row.at[d], slot[s].at[d], sum[r][s]);
       }

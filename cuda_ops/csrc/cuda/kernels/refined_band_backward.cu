@@ -7,10 +7,10 @@ constexpr int THREADS = 256, TOKENS = 16, OFFSETS = THREADS / TOKENS, WINDOW = T
 // A block has TOKENS queries of one head, side by side, and goes through their band OFFSETS neighbours at a time, a thread with one neighbour of one query.
 template <class T>
 CUDA_OPS_KERNEL band_products(RefinedRows<T> rows, RefinedBackward p) {
-  CUDA_OPS_SHARED(float, queries, TOKENS * (COLUMNS + 1));
-  CUDA_OPS_SHARED(float, grads, TOKENS * (COLUMNS + 1));
-  CUDA_OPS_SHARED(float, keys, WINDOW * (COLUMNS + 1));
-  CUDA_OPS_SHARED(float, values, WINDOW * (COLUMNS + 1));
+  CUDA_OPS_SHARED(float, queries, TOKENS * (PIECE_LENGTH + 1));
+  CUDA_OPS_SHARED(float, grads, TOKENS * (PIECE_LENGTH + 1));
+  CUDA_OPS_SHARED(float, keys, WINDOW * (PIECE_LENGTH + 1));
+  CUDA_OPS_SHARED(float, values, WINDOW * (PIECE_LENGTH + 1));
   const int64_t N = p.in.shape.N, D = p.in.shape.D, tiles = (N + TOKENS - 1) / TOKENS, first = device::block() % tiles * TOKENS;
   const Cluster own = cluster_of(p, device::block() / tiles, 0);
   const int64_t key_head = own.h / p.in.shape.group;
@@ -22,11 +22,11 @@ CUDA_OPS_KERNEL band_products(RefinedRows<T> rows, RefinedBackward p) {
   const int32_t* top = p.top_keys + (own.head * p.budgets.C + (attends ? cluster : 0)) * p.budgets.K;
   for (int64_t w0 = 0; w0 < p.width; w0 += OFFSETS) {
     float along_x = 0, along_g = 0;
-    for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
-      for (int e = t; e < (TOKENS + WINDOW) * COLUMNS; e += THREADS) {
-        const bool query = e < TOKENS * COLUMNS;
-        const int row = e / COLUMNS - (query ? 0 : TOKENS), at = row * (COLUMNS + 1) + e % COLUMNS;
-        const int64_t token = first + row + (query ? 0 : w0 - p.W), d = d0 + e % COLUMNS;
+    for (int64_t d0 = 0; d0 < D; d0 += PIECE_LENGTH) {
+      for (int e = t; e < (TOKENS + WINDOW) * PIECE_LENGTH; e += THREADS) {
+        const bool query = e < TOKENS * PIECE_LENGTH;
+        const int row = e / PIECE_LENGTH - (query ? 0 : TOKENS), at = row * (PIECE_LENGTH + 1) + e % PIECE_LENGTH;
+        const int64_t token = first + row + (query ? 0 : w0 - p.W), d = d0 + e % PIECE_LENGTH;
         const bool here = token >= 0 && token < own.n && d < D;
         const int64_t position = here ? position_of(p.in.tokens, own.b, token) : 0;
         (query ? queries : keys)[at] = !here ? 0 : query ? rows.q.at(own.b, own.h, position, d) * p.in.scale : rows.k.at(own.b, key_head, position, d);
@@ -34,9 +34,9 @@ CUDA_OPS_KERNEL band_products(RefinedRows<T> rows, RefinedBackward p) {
       }
       device::barrier();
       CUDA_OPS_UNROLL(8)
-      for (int d = 0; d < COLUMNS; ++d) {
-        along_x = device::fma(queries[r * (COLUMNS + 1) + d], keys[(r + offset) * (COLUMNS + 1) + d], along_x);
-        along_g = device::fma(grads[r * (COLUMNS + 1) + d], values[(r + offset) * (COLUMNS + 1) + d], along_g);
+      for (int d = 0; d < PIECE_LENGTH; ++d) {
+        along_x = device::fma(queries[r * (PIECE_LENGTH + 1) + d], keys[(r + offset) * (PIECE_LENGTH + 1) + d], along_x);
+        along_g = device::fma(grads[r * (PIECE_LENGTH + 1) + d], values[(r + offset) * (PIECE_LENGTH + 1) + d], along_g);
       }
       device::barrier();
     }

@@ -34,7 +34,8 @@ struct CellTile {
 struct VectorCells {
   static constexpr int BLOCKS = 4;  // for which the registers do
   static constexpr bool RELATIVE = false;
-  static constexpr int KEYS = 32, ROWS = OWN, COLUMNS = CLUSTERS / LANES_OF_ROW, PIECE = 32 * STRIDE, TABLE = KEYS * CLUSTER_STRIDE / 4, QUADS = 6 * PIECE + 3 * TABLE;
+  static constexpr int KEYS = 32, ROWS = OWN, COLUMNS = CLUSTERS / LANES_OF_ROW, PIECE = 32 * PIECE_STRIDE, TABLE = KEYS * CLUSTER_STRIDE / 4;
+  static constexpr int QUADS = 6 * PIECE + 3 * TABLE;
   struct Numbers {
     float at[OWN][COLUMNS] = {};
     CUDA_OPS_DEVICE float& operator()(int r, int c) { return at[r][c]; }
@@ -48,7 +49,7 @@ struct VectorCells {
   CUDA_OPS_DEVICE static void give(const CellTile<T>& tile, TileQuad* memory, Numbers& product, Numbers& square) {
     TileQuad *keys = memory, *values = keys + PIECE, *cell_keys = values + PIECE, *cell_values = cell_keys + PIECE;
     TileQuad *key_grads = cell_values + PIECE, *value_grads = key_grads + PIECE;
-    for (int64_t d0 = 0; d0 < tile.D; d0 += ::COLUMNS) {
+    for (int64_t d0 = 0; d0 < tile.D; d0 += PIECE_LENGTH) {
       load_piece(tile.keys, KEYS, d0, keys);
       load_piece(tile.values, KEYS, d0, values);
       load_piece(tile.cell_keys, CLUSTERS, d0, cell_keys);
@@ -56,17 +57,17 @@ struct VectorCells {
       load_piece(tile.key_grads, CLUSTERS, d0, key_grads);
       load_piece(tile.value_grads, CLUSTERS, d0, value_grads);
       device::barrier();
-      for (int quad = 0; quad < ::COLUMNS / 4; ++quad) {
+      for (int quad = 0; quad < PIECE_LENGTH / 4; ++quad) {
         TileQuad cell[COLUMNS][4];
         for (int c = 0; c < COLUMNS; ++c) {
-          const int at = column(c) * STRIDE + quad;
+          const int at = column(c) * PIECE_STRIDE + quad;
           cell[c][0] = cell_keys[at];
           cell[c][1] = cell_values[at];
           cell[c][2] = key_grads[at];
           cell[c][3] = value_grads[at];
         }
         for (int r = 0; r < OWN; ++r) {
-          const TileQuad key = keys[row(r) * STRIDE + quad], value = values[row(r) * STRIDE + quad];
+          const TileQuad key = keys[row(r) * PIECE_STRIDE + quad], value = values[row(r) * PIECE_STRIDE + quad];
           for (int c = 0; c < COLUMNS; ++c)
             for (int d = 0; d < 4; ++d) {
               const float away = key.at[d] - cell[c][0].at[d];
@@ -83,7 +84,7 @@ struct VectorCells {
   CUDA_OPS_DEVICE static void add(const CellTile<T>& tile, TileQuad* memory, const WriteKey& write_key, const WriteValue& write_value) {
     const float *weights = table(memory, 0), *scores = table(memory, 1), *spreads = table(memory, 2);
     TileQuad *cell_keys = memory, *means = cell_keys + PIECE, *key_grads = means + PIECE, *value_grads = key_grads + PIECE;
-    for (int64_t d0 = 0; d0 < tile.D; d0 += ::COLUMNS) {
+    for (int64_t d0 = 0; d0 < tile.D; d0 += PIECE_LENGTH) {
       load_piece(tile.cell_keys, CLUSTERS, d0, cell_keys);
       load_piece(tile.means, CLUSTERS, d0, means);
       load_piece(tile.key_grads, CLUSTERS, d0, key_grads);
@@ -94,7 +95,7 @@ struct VectorCells {
         float cell[4][4][2];
         for (int c = 0; c < 4; ++c)
           for (int side = 0; side < 2; ++side) {
-            const int at = (c0 + c) * (OWN * STRIDE) + own_lane() * 2 + side;
+            const int at = (c0 + c) * (OWN * PIECE_STRIDE) + own_lane() * 2 + side;
             cell[c][0][side] = key_grads->at[at];
             cell[c][1][side] = cell_keys->at[at];
             cell[c][2][side] = means->at[at];
