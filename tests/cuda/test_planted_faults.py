@@ -11,6 +11,7 @@ import pytest
 BARRIER = "device::barrier();"
 WAIT = "device::wait_for_copies();"
 MATRICES = '#include "attend_matrix.h"'  # of the faulty one
+TILES = '#include "token_tiles.h"'
 AT_ONCE = "threads of a block are at different barriers"
 
 
@@ -51,7 +52,18 @@ def test_every_order_gives_the_same_bits(results: str) -> None:
             for which, message in ((0, ""), (1, "a thread left before its copies had come"))
         ],
         # tiles of the tensor cores
-        *[("full_attention_backward.cu", [("token_tiles.h", BARRIER, "", which)], "") for which in (2, 3, 4)],
+        *[("full_attention_backward.cu", [("token_tiles.h", BARRIER, "", which)], "") for which in (4, 5, 6)],
+        *[
+            (
+                "refined_queries_backward.cu",
+                [("refined_backward_tiles.h", TILES, TILES, 0), ("token_tiles.h", BARRIER, "", which)],
+                "",
+            )
+            for which in (2, 3)
+        ],
+        # tables of weights, which lie where the tiles do
+        ("refined_clusters_backward.cu", [("refined_backward_tiles.h", BARRIER, "", 6)], ""),
+        ("refined_tail_backward.cu", [("refined_tail_backward.cu", BARRIER, "", 4)], ""),
         # an order that decides: places given out as threads come
         (
             "groups.cu",

@@ -63,8 +63,9 @@ def test_against_float64_given_the_decisions(case: dict[str, Any], dtype: torch.
     check(poisoned(refined(dtype, **case)))
 
 
-def test_every_order_of_threads(order: str) -> None:
-    check(poisoned(refined(B=4, H=2, H_kv=1, N=37, D=37, C=3, K=5, M=4, W=2)))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_order_of_threads(order: str, dtype: torch.dtype) -> None:
+    check(poisoned(refined(dtype, B=4, H=2, H_kv=1, N=37, D=37, C=3, K=5, M=4, W=2)))
 
 
 @pytest.mark.parametrize("longer", [(9, 3, 4, 2, 256, 16, 11, 9, 7, 64), (13, 2, 1, 2, 256)], ids=str)
@@ -75,31 +76,35 @@ def test_steps(longer: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.01, 3.0])
-def test_second_order_term_below_and_above_its_cap(scale: float) -> None:
-    check(refined(N=41, D=11, C=3, K=4, M=5, W=1).changed(scale=scale))
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_second_order_term_below_and_above_its_cap(dtype: torch.dtype, scale: float) -> None:
+    check(refined(dtype, N=41, D=11, C=3, K=4, M=5, W=1).changed(scale=scale))
 
 
-def test_strided_inputs() -> None:
-    inputs = refined(N=29, H=4, H_kv=2, D=10)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strided_inputs(dtype: torch.dtype) -> None:
+    inputs = refined(dtype, N=29, H=4, H_kv=2, D=10)
     turned = {x: getattr(inputs, x).transpose(1, 2).contiguous().transpose(1, 2) for x in "qkv"}
     check(inputs.changed(**turned))
 
 
-def test_a_gradient_without_strides() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_gradient_without_strides(dtype: torch.dtype) -> None:
     """As that of a sum comes: one number for all."""
-    inputs = refined(N=29)
+    inputs = refined(dtype, N=29)
     results = inputs.run()
-    one = torch.ones(1, 1, 1, 1).expand(inputs.q.shape)
+    one = torch.ones(1, 1, 1, 1, dtype=dtype).expand(inputs.q.shape)
     for name, *both in zip(
         "qkv", *(backward(torch.ops.cuda_ops_host, inputs, x, results) for x in (one, one.contiguous())), strict=True
     ):
         assert_same_bits(f"d{name}", *both)
 
 
-def test_tokens_of_no_cluster() -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tokens_of_no_cluster(dtype: torch.dtype) -> None:
     """Queries without a cluster have no gradient, keys without one are in no cell."""
-    inputs = refined(B=2, H=2, N=37, D=5, C=4, K=3, M=5, mask="holes")
-    grad = torch.randn(inputs.q.shape)
+    inputs = refined(dtype, B=2, H=2, N=37, D=5, C=4, K=3, M=5, mask="holes")
+    grad = torch.randn(inputs.q.shape).to(dtype)
     results = list(inputs.run())
     for decision in results[2:4]:
         decision[:, :, ::5] = -1
@@ -124,18 +129,21 @@ def test_no_valid_tokens() -> None:
 
 @pytest.mark.parametrize("exact_below", [0, 43])
 @pytest.mark.parametrize("W", [0, 3, 30])
-def test_same_bits_alone_and_in_a_padded_batch(W: int, exact_below: int) -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_alone_and_in_a_padded_batch(dtype: torch.dtype, W: int, exact_below: int) -> None:
     tokens, longest = 41, 97
-    alone = refined(B=1, H=4, H_kv=2, N=tokens, D=17, C=5, K=7, M=4, W=W, mask=None).changed(exact_below=exact_below)
-    grad = torch.randn(alone.q.shape)
+    alone = refined(dtype, B=1, H=4, H_kv=2, N=tokens, D=17, C=5, K=7, M=4, W=W, mask=None).changed(
+        exact_below=exact_below
+    )
+    grad = torch.randn(alone.q.shape).to(dtype)
     results = alone.run()
     one = backward(torch.ops.cuda_ops_host, alone, grad, results)
     mask = torch.zeros(longest, dtype=torch.bool)
     mask[torch.randperm(longest)[:tokens]] = True
-    other = refined(B=1, H=4, H_kv=2, N=longest, D=17, mask=None)
+    other = refined(dtype, B=1, H=4, H_kv=2, N=longest, D=17, mask=None)
     batch = {x: torch.cat([getattr(other, x), spread(getattr(alone, x), mask)]) for x in "qkv"}
     together = alone.changed(**batch, mask=torch.stack([torch.ones(longest, dtype=torch.bool), mask]))
-    grads = torch.cat([torch.randn(other.q.shape), spread(grad, mask)])
+    grads = torch.cat([torch.randn(other.q.shape).to(dtype), spread(grad, mask)])
     decided = list(together.run())
     decided[2][1].fill_(-1)[:, mask] = results[2][0]
     decided[3][1].fill_(-1)[:, mask] = results[3][0]
@@ -146,9 +154,10 @@ def test_same_bits_alone_and_in_a_padded_batch(W: int, exact_below: int) -> None
         assert_same_bits(f"d{name}", y[1][:, mask], x[0])
 
 
-def test_bad_values_stay_in_their_head() -> None:
-    inputs = refined(B=2, H=3, N=31, D=7, mask=None)
-    grad = torch.randn(inputs.q.shape)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bad_values_stay_in_their_head(dtype: torch.dtype) -> None:
+    inputs = refined(dtype, B=2, H=3, N=31, D=7, mask=None)
+    grad = torch.randn(inputs.q.shape).to(dtype)
     results = inputs.run()
     good = backward(torch.ops.cuda_ops_host, inputs, grad, results)
     q, k = inputs.q.clone(), inputs.k.clone()

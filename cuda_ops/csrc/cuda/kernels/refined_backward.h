@@ -1,5 +1,5 @@
-// The gradients of refined_clustered in float32, decisions held constant, as cpu/kernels/refined_backward.h writes them. Each launcher adds to what the next ones
-// read; every number is summed by one task in an order that valid indices, member ranks and list slots fix.
+// The gradients of refined_clustered, decisions held constant, as cpu/kernels/refined_backward.h writes them. Numbers on the way are float32. Each launcher adds to
+// what the next ones read; every number is summed by one task in an order that valid indices, member ranks and list slots fix.
 #pragma once
 #include "full_attention_backward.h"
 #include "tail.h"

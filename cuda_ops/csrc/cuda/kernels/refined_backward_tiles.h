@@ -151,7 +151,7 @@ struct MatrixSlots {
   using Tile = MatrixTile<T>;
   using Numbers = typename Tile::Numbers;
   static constexpr int QUERIES = TILE, ROWS = Tile::ROWS, COLUMNS = Tile::COLUMNS, LANES = Tile::LANES;
-  static_assert(Tile::THREADS == BLOCK_THREADS);
+  static_assert(Tile::THREADS == BLOCK_THREADS && Tile::QUADS - QUERIES * TILE_QUADS >= 2 * Tile::PIECE_QUADS);
   CUDA_OPS_DEVICE static int row(int r) { return Tile::row(r); }
   CUDA_OPS_DEVICE static int column(int s) { return Tile::column(s); }
 

@@ -127,7 +127,7 @@ CUDA_OPS_DEVICE void finish_queries(const RefinedRows<T>& rows, const RefinedBac
   }
 }
 
-// The tiles of a cluster.
+// How many tiles of slots a cluster has.
 struct Tiles {
   int64_t exact, all;
 };

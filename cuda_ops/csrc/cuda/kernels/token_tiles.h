@@ -10,7 +10,7 @@ namespace {
 // The rows of a head at TILE token positions; -1 is no token, and its row 0.
 template <class T>
 struct TileRows {
-  static constexpr int MOST_PARTS = DATA_PARTS<T>;  // are exactly these numbers
+  static constexpr int MOST_PARTS = DATA_PARTS<T>;  // so many bfloat16 parts are exactly a number
   Heads<T> x;
   int64_t b, h, D;
   const int32_t* positions;
@@ -76,7 +76,7 @@ struct VectorTile {
   CUDA_OPS_DEVICE static void store(const Numbers& numbers, TileQuad* to) { store_rows(numbers.at, to); }
 };
 
-// Of numbers of which a product takes at most so many parts.
+// How many parts of a number a product takes that wants at most PARTS.
 template <class Rows, int PARTS>
 constexpr int PARTS_OF = Rows::MOST_PARTS < PARTS ? Rows::MOST_PARTS : PARTS;
 
@@ -136,8 +136,8 @@ class MatrixTile {
     }
   }
 
-  // Adds the products of rows and columns of which one or both are float32, whatever their length, as sums of those of their parts. With PARTS parts of a float32
-  // number a product is right to about 2^(1 - 8 PARTS). Of the columns the first `count` are wanted.
+  // Adds the products of rows and columns of which one or both are float32, whatever their length, as sums of those of their parts: with two PARTS right to about
+  // 2^-16, with three as float32 is. Of the columns the first `count` are wanted.
   template <int PARTS, class Rows, class Columns>
   CUDA_OPS_DEVICE static void multiply_parts(const Rows& rows, const Columns& columns, int64_t D, int64_t count, TileQuad* memory, Numbers& sum) {
     constexpr int LENGTH = 32, PART = TILE * (LENGTH / 8 + 1), ROW_PARTS = PARTS_OF<Rows, PARTS>, COLUMN_PARTS = PARTS_OF<Columns, PARTS>;
