@@ -138,7 +138,11 @@ CUDA_OPS_DEVICE void sum_tiles(const RefinedRows<T>& rows, const RefinedBackward
   typename Tile::Numbers along_x, along_g;
   float* shifts = Tile::table(tile.memory, 0);
   Running sum[Tile::ROWS];
-  for (int r = 0; r < Tile::ROWS; ++r) sum[r] = {-infinity(), 0, 0};
+  bool present[Tile::ROWS];
+  for (int r = 0; r < Tile::ROWS; ++r) {
+    sum[r] = {-infinity(), 0, 0};
+    present[r] = tile.query[Tile::row(r)] >= 0;
+  }
   for (int64_t n = 0; n < tiles.all; ++n) {
     const SlotTile slots = slot_tile(p, own, tiles.exact, n);
     list_slots(p, own, slots, tile);
@@ -149,8 +153,9 @@ CUDA_OPS_DEVICE void sum_tiles(const RefinedRows<T>& rows, const RefinedBackward
       const Slot slot = tile.slots[Tile::column(s)];
       CUDA_OPS_UNROLL(Tile::ROWS)
       for (int r = 0; r < Tile::ROWS; ++r) {
+        if (!slot.here || !present[r]) continue;
         const float shift = shift_of(along_x(r, s), tile.totals[Tile::row(r)].half, slot.spread);
-        if (slot.here) include(sum[r], slot.log_mass + shift, along_g(r, s));
+        include(sum[r], slot.log_mass + shift, along_g(r, s));
         shifts[Tile::row(r) * TILE_STRIDE + Tile::column(s)] = shift;
       }
     }
@@ -170,6 +175,8 @@ template <class Tile, class T>
 CUDA_OPS_DEVICE float add_tiles(const RefinedRows<T>& rows, const RefinedBackward& p, const Cluster& own, const Tiles& tiles, const TileMemory& tile) {
   typename Tile::Numbers along_x, along_g;
   float *values = Tile::table(tile.memory, 0), second = 0;
+  bool present[Tile::ROWS];
+  for (int r = 0; r < Tile::ROWS; ++r) present[r] = tile.query[Tile::row(r)] >= 0;
   for (int64_t n = 0; n < tiles.all; ++n) {
     const SlotTile slots = slot_tile(p, own, tiles.exact, n);
     list_slots(p, own, slots, tile);
@@ -181,7 +188,8 @@ CUDA_OPS_DEVICE float add_tiles(const RefinedRows<T>& rows, const RefinedBackwar
       CUDA_OPS_UNROLL(Tile::ROWS)
       for (int r = 0; r < Tile::ROWS; ++r) {
         const QueryTotals& total = tile.totals[Tile::row(r)];
-        values[Tile::row(r) * TILE_STRIDE + Tile::column(s)] = slot.here ? weight_of(slot, along_x(r, s), total) * (along_g(r, s) - total.output) : 0;
+        const bool here = slot.here && present[r];
+        values[Tile::row(r) * TILE_STRIDE + Tile::column(s)] = here ? weight_of(slot, along_x(r, s), total) * (along_g(r, s) - total.output) : 0;
       }
     }
     device::barrier();
