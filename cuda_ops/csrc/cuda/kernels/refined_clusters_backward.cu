@@ -10,7 +10,7 @@ struct CellSums {
 // A block has SLOTS exact keys or cells of one cluster and goes through the cluster's queries in their order, QUERIES at a time.
 // The bound leaves registers for three blocks.
 template <class T>
-CUDA_OPS_KERNEL CUDA_OPS_BLOCK(3 * BLOCK_THREADS) slot_gradients(RefinedRows<T> rows, RefinedBackward p, int64_t exact_tiles, int64_t tiles) {
+CUDA_OPS_KERNEL CUDA_OPS_BLOCKS(BLOCK_THREADS, 3) slot_gradients(RefinedRows<T> rows, RefinedBackward p, int64_t exact_tiles, int64_t tiles) {
   using Tile = SlotsOf<T>;
   CUDA_OPS_SHARED(TileQuad, memory, Tile::template QUADS<2>);
   CUDA_OPS_SHARED(int32_t, query, Tile::QUERIES);

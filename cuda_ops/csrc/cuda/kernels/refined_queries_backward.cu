@@ -210,7 +210,7 @@ CUDA_OPS_DEVICE float add_tiles(const RefinedRows<T>& rows, const RefinedBackwar
 // A block has QUERIES members of one cluster and goes through the exact keys and the cells twice, SLOTS at a time: for the totals, and with them for the gradients.
 // The bound leaves registers for two blocks: for three of them some architectures would spill.
 template <class T>
-CUDA_OPS_KERNEL CUDA_OPS_BLOCK(2 * BLOCK_THREADS) query_gradients(RefinedRows<T> rows, RefinedBackward p, int64_t segments) {
+CUDA_OPS_KERNEL CUDA_OPS_BLOCKS(BLOCK_THREADS, 2) query_gradients(RefinedRows<T> rows, RefinedBackward p, int64_t segments) {
   using Tile = SlotsOf<T>;
   CUDA_OPS_SHARED(TileQuad, memory, Tile::template QUADS<1>);
   CUDA_OPS_SHARED(int32_t, query, Tile::QUERIES);

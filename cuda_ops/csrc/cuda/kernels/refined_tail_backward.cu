@@ -227,7 +227,7 @@ CUDA_OPS_DEVICE void add_band_scores(const RefinedBackward& p, const Cluster& ow
 
 // A block has KEYS keys of one key cluster of a head and goes through the query clusters in their order, CLUSTERS at a time.
 template <class T>
-CUDA_OPS_KERNEL CUDA_OPS_BLOCK(CellsOf<T>::BLOCKS * BLOCK_THREADS) key_segment(RefinedRows<T> rows, RefinedBackward p, int64_t segments) {
+CUDA_OPS_KERNEL CUDA_OPS_BLOCKS(BLOCK_THREADS, CellsOf<T>::BLOCKS) key_segment(RefinedRows<T> rows, RefinedBackward p, int64_t segments) {
   using Cells = CellsOf<T>;
   CUDA_OPS_SHARED(TileQuad, memory, Cells::QUADS);
   CUDA_OPS_SHARED(int32_t, key, Cells::KEYS);
