@@ -242,9 +242,9 @@ float* normals(int64_t count) {
 }
 
 // Rows that lie at multiples of 16 bytes; more cells and neighbours than are attended to at a time; rows of which one number is left out.
-template <class T>
+template <class T, int64_t SIZE>
 void run_aligned() {
-  constexpr int64_t SIZE = 72, CELLS = 40, BAND = 6, cells = B * H * C * CELLS;
+  constexpr int64_t CELLS = 40, BAND = 6, cells = B * H * C * CELLS;
   const Shape shape{B, H, N, SIZE, 1};
   const Budgets budgets{C, K, CELLS, 1, {{0, C, K, CELLS, SAMPLE}}};
   const Rows rows = list_rows(N, 4);
@@ -415,7 +415,8 @@ int main(int count, char** arguments) {
     numbers.seed(7);
     run<float>();
     run<bfloat16>();
-    run_aligned<bfloat16>();
+    run_aligned<bfloat16, 72>();
+    run_aligned<bfloat16, 136>();
     run_short_heads<float, N>();
     run_short_heads<bfloat16, N>();
     run_short_heads<bfloat16, N - 1>();

@@ -45,7 +45,11 @@ CASES = [
     Case(B=1, H=1, H_kv=1, N=97, D=7, C=2, K=90, M=66, W=23),
     Case(B=1, H=2, H_kv=1, N=149, D=104, C=3, K=70, M=41, W=6),
     Case(B=1, H=1, H_kv=1, N=541, D=16, C=2, K=277, M=2, W=1),
+    Case(B=1, H=2, H_kv=1, N=149, D=256, C=2, K=70, M=41, W=6),
+    Case(H=1, H_kv=1, N=97, D=160, C=2, K=37, M=17, W=2),
 ]
+LARGE_HEADS = CASES[-1]
+"""A team of two warps has each row on the tensor cores."""
 SCALE = 0.4
 ON_TENSOR_CORES = ("out", "refined_mass", "exact", "full")
 """Results that 16-bit weights, or cells stored in 16 bits, enter."""
@@ -102,6 +106,7 @@ def test_against_float64(host: None, case: Case, dtype: torch.dtype) -> None:
 def test_every_order_of_threads(order: str) -> None:
     check(CASES[0], torch.float32)
     check(CASES[0], torch.bfloat16)
+    check(LARGE_HEADS, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -187,7 +192,7 @@ def improved(operators: object, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES[:3], ids=str)
+@pytest.mark.parametrize("case", [*CASES[:3], LARGE_HEADS], ids=str)
 def test_fused_equal_the_stages(host: None, case: Case, dtype: torch.dtype) -> None:
     """Bit for bit, for rows that are long enough to be clustered."""
     ours = torch.ops.cuda_ops_host
@@ -213,9 +218,10 @@ def test_fused_equal_the_stages(host: None, case: Case, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("method", [refined, improved])
-def test_alone_and_padded_in_a_batch(host: None, method: object, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("D", [29, 160])
+def test_alone_and_padded_in_a_batch(host: None, D: int, method: object, dtype: torch.dtype) -> None:
     """Sequences of 3 tokens (the exact path), 37 and 71, alone and with holes in a batch of 83."""
-    ours, case = torch.ops.cuda_ops_host, CASES[0]
+    ours, case = torch.ops.cuda_ops_host, Case(D=D)
     q, k, v, _ = case.tensors(dtype)
     q, k, v = (torch.randn_like(x) for x in (q, k, v))
     lengths, total = (3, 37, 71), 83
@@ -263,9 +269,10 @@ def test_nothing_to_attend_to(host: None) -> None:
             assert torch.equal(log_mass, torch.full((1, 2, tokens), -torch.inf))
 
 
-def test_a_bad_value_stays_in_its_head(host: None) -> None:
-    ours, case = torch.ops.cuda_ops_host, CASES[0]
-    q, k, v, mask = case.tensors(torch.float32)
+@pytest.mark.parametrize(("D", "dtype"), [(29, torch.float32), (160, torch.bfloat16)])
+def test_a_bad_value_stays_in_its_head(host: None, D: int, dtype: torch.dtype) -> None:
+    ours, case = torch.ops.cuda_ops_host, Case(D=D)
+    q, k, v, mask = case.tensors(dtype)
     clean = (refined(ours, q, k, v, mask, case), improved(ours, q, k, v, mask, case))
     place = int(mask[0].nonzero()[4])
     for bad in (torch.nan, torch.inf, -torch.inf):

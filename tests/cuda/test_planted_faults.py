@@ -51,6 +51,17 @@ def test_every_order_gives_the_same_bits(results: str) -> None:
             ("full_attention.cu", [("attend.h", MATRICES, MATRICES, 0), ("attend_matrix.h", WAIT, "", which)], message)
             for which, message in ((0, ""), (1, "a thread left before its copies had come"))
         ],
+        # teams of warps that share rows: what they exchange, add to in turns, and read before it is replaced
+        *[
+            (f"{kernels}_attention.cu", [("attend.h", MATRICES, MATRICES, 0), ("attend_matrix.h", old, new, 0)], "")
+            for kernels, old, new in (
+                ("full", "1 || TEAM > 1)", "1)"),
+                ("full", f"{BARRIER}\n    const Quad* const others", "const Quad* const others"),
+                ("refined", f"{BARRIER}\n      if (!leads())", "if (!leads())"),
+                ("refined", f"if (TEAM > 1) {BARRIER}  // both", "// both"),
+                ("refined", f"if (TEAM > 1) {BARRIER}\n    else", ""),
+            )
+        ],
         # tiles of the tensor cores
         *[("full_attention_backward.cu", [("token_tiles.h", BARRIER, "", which)], "") for which in (4, 5, 6)],
         *[

@@ -12,11 +12,11 @@
 
 namespace {
 
-// 16-bit numbers go to the tensor cores, as far as a head's fit into shared memory.
+// 16-bit numbers go to the tensor cores.
+template <class T>
+constexpr bool ON_TENSOR_CORES = !std::is_same_v<T, float>;
 template <class T, int SIZE>
-constexpr bool ON_TENSOR_CORES = !std::is_same_v<T, float> && SIZE <= 128;
-template <class T, int SIZE>
-using AttentionOf = std::conditional_t<ON_TENSOR_CORES<T, SIZE>, MatrixAttention<T, SIZE>, VectorAttention<(SIZE + COLUMNS - 1) / COLUMNS>>;
+using AttentionOf = std::conditional_t<ON_TENSOR_CORES<T>, MatrixAttention<T, SIZE>, VectorAttention<(SIZE + COLUMNS - 1) / COLUMNS>>;
 
 // Calls run with a number that D is at most, as a type.
 template <class Run>

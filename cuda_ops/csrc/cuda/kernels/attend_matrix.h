@@ -1,7 +1,8 @@
 // Attention on the tensor cores: 16-bit numbers, at most SIZE of them in a head, sums in float32. See attend.h.
 //
 // A warp has 16 queries, whose logits and outputs stay in its registers: the four lanes of a quad have two rows. Numerators are rounded to 16 bits for the product with
-// the values, not for their sum.
+// the values, not for their sum. Heads that are too large for that have a team of two warps to 16 queries, each with its OWN numbers of every row: of the queries, the
+// keys and the values. The sums of the two products are the logits, and each warp of the team has the whole softmax.
 #pragma once
 #include "attend_keys.h"
 #include "matrix.h"
@@ -20,19 +21,21 @@ struct OwnKeys {
 template <class T, int SIZE>
 class MatrixAttention {
  public:
-  static constexpr int THREADS = 128, QUERIES = THREADS / WARP * 16;
+  static constexpr int QUERIES = 64, TEAM = SIZE <= 128 ? 1 : 2, THREADS = QUERIES / 16 * TEAM * WARP;
+  static constexpr int KEYS_OF_TILE = KEYS / TEAM;
   static constexpr bool SHARED_ROWS = true;  // the output can go through shared memory
 
  private:
-  static constexpr int STRIDE = SIZE + 8, STEPS = SIZE / 16, TILES = SIZE / 8, KEYS_AT_ONCE = 32, KEY_TILES = KEYS_AT_ONCE / 8;
+  static constexpr int STRIDE = SIZE + 8, OWN = SIZE / TEAM, STEPS = OWN / 16, TILES = OWN / 8, KEYS_AT_ONCE = 32, KEY_TILES = KEYS_AT_ONCE / 8;
   static constexpr bool APART = SIZE <= 64;  // there is memory for the queries beside that of the keys
-  static_assert(QUERIES <= KEYS, "the queries pass through the memory of the keys");
+  static_assert(APART || QUERIES <= 2 * KEYS_OF_TILE, "the queries pass through the memory of the keys and values");
+  static_assert(TEAM == 1 || KEYS_OF_TILE <= KEYS_AT_ONCE, "a team exchanges products where keys of the tile lay");
 
  public:
-  static constexpr int QUADS = (APART ? 2 * KEYS + QUERIES : 2 * KEYS) * STRIDE / 8;
+  static constexpr int QUADS = (2 * KEYS_OF_TILE + (APART ? QUERIES : 0)) * STRIDE / 8;
 
   CUDA_OPS_DEVICE explicit MatrixAttention(Quad* memory)
-      : keys_(reinterpret_cast<T*>(memory)), values_(keys_ + KEYS * STRIDE), rows_(APART ? values_ + KEYS * STRIDE : keys_), received_(false) {
+      : keys_(reinterpret_cast<T*>(memory)), values_(keys_ + KEYS_OF_TILE * STRIDE), rows_(APART ? values_ + KEYS_OF_TILE * STRIDE : keys_), received_(false) {
     CUDA_OPS_UNROLL(TILES)
     for (int n = 0; n < TILES; ++n)
       CUDA_OPS_UNROLL(4)
@@ -66,33 +69,42 @@ class MatrixAttention {
     take_queries();
   }
 
-  // |x - mean|^2 / 2 and (x - mean) . other of every query x; what a warp writes here it reads itself.
+  // The first warp of a team, which writes what all of them have.
+  CUDA_OPS_DEVICE static bool leads() { return device::thread() / WARP % TEAM == 0; }
+  CUDA_OPS_DEVICE static void team_barrier() {
+    if (TEAM > 1) device::barrier();
+    else device::warp_barrier();
+  }
+
+  // |x - mean|^2 / 2 and (x - mean) . other of every query x; what a team writes here it reads itself.
   CUDA_OPS_DEVICE void moments(float scale, const float* mean, const float* other, float* half_square, float* product) {
     CUDA_OPS_UNROLL(2)
     for (int side = 0; side < 2; ++side) {
       float squares = 0, products = 0;
       CUDA_OPS_UNROLL(TILES)
       for (int n = 0; n < TILES; ++n) {
-        const int d = column(n, 0);
+        const int d = own_column() + column(n, 0);
         const float first = first_of(query(n, side), T()) * scale - mean[d], second = second_of(query(n, side), T()) * scale - mean[d + 1];
         squares = device::fma(second, second, device::fma(first, first, squares));
         products = device::fma(second, other[d + 1], device::fma(first, other[d], products));
       }
       squares = quad_sum(squares);
       products = quad_sum(products);
-      if (device::thread() % 4 == 0) {
-        half_square[row_of(2 * side)] = squares / 2;
-        product[row_of(2 * side)] = products;
-      }
+      in_turns([&](bool again) {
+        const int r = row_of(2 * side);
+        if (device::thread() % 4) return;
+        half_square[r] = again ? half_square[r] + squares / 2 : squares / 2;
+        product[r] = again ? product[r] + products : products;
+      });
     }
     forget_widened();
-    device::warp_barrier();
+    team_barrier();
   }
 
   // The logits of keys that are not weighed are only computed, for what the keys do with them. Of a tile KEYS_AT_ONCE are in the registers.
   template <class Keys>
   CUDA_OPS_DEVICE void add(const QueryRows<T>& queries, const Keys& keys, bool weighed = true) {
-    constexpr int PART = KEYS / Keys::PARTS;
+    constexpr int PART = KEYS_OF_TILE / Keys::PARTS;
     for (int64_t j0 = 0; j0 < keys.count; j0 += PART) {
       const int left = int(smaller(int64_t(PART), keys.count - j0)), rows = (left + 15) / 16 * 16;
       keys.template load<SIZE, STRIDE>(j0, rows, keys_, values_);
@@ -105,7 +117,8 @@ class MatrixAttention {
         float weights[KEY_TILES][4];
         CUDA_OPS_UNROLL(Keys::PARTS)
         for (int part = 0; part < Keys::PARTS; ++part) multiply_keys(part * PART + first, tiles, weights, part > 0);
-        if (Keys::PARTS > 1) device::barrier();  // what keys keep of their logits lies where they did
+        if (Keys::PARTS > 1 || TEAM > 1) device::barrier();  // what keys keep of their logits, and a team exchanges, lies where they did
+        if constexpr (TEAM > 1) add_up(tiles, weights);
         float most[2] = {largest_[0], largest_[1]};
         CUDA_OPS_UNROLL(KEY_TILES)
         for (int n = 0; n < KEY_TILES; ++n) {
@@ -127,12 +140,12 @@ class MatrixAttention {
     }
   }
 
-  // Keys of own, whose exact logits are computed here. The keys number w of the 16 queries of a warp are a tile, of whose products with the queries the diagonal counts;
+  // Keys of own, whose exact logits are computed here. The keys number w of the 16 queries of a team are a tile, of whose products with the queries the diagonal counts;
   // some such tiles are on their way at once, where the keys, the values and the queries lie otherwise.
   CUDA_OPS_DEVICE void add_own(const QueryRows<T>& queries, const Heads<T>& k, const Heads<T>& v, int64_t key_head, const OwnKeys& own) {
     each_own(queries, k, key_head, own, [&](const T* tile, int w) { own_logits(tile, w, queries.scale, own); });
     weigh_own(own);
-    device::warp_barrier();
+    team_barrier();
     each_own(queries, v, key_head, own, [&](const T* tile, int w) { add_own_values(tile, w, own); });
     device::barrier();
   }
@@ -149,7 +162,7 @@ class MatrixAttention {
   CUDA_OPS_DEVICE void each_total(int64_t count, const Use& use) const {
     CUDA_OPS_UNROLL(2)
     for (int side = 0; side < 2; ++side)
-      if (device::thread() % 4 == 0 && row_of(2 * side) < count) use(row_of(2 * side), largest_[side], total_[side]);
+      if (device::thread() % 4 == 0 && leads() && row_of(2 * side) < count) use(row_of(2 * side), largest_[side], total_[side]);
   }
 
   // Of each row its part of this thread: what write(row, sum of numerators) returns is called with columns and sums.
@@ -160,19 +173,19 @@ class MatrixAttention {
       if (row_of(2 * side) >= count) continue;
       const auto write_row = write(row_of(2 * side), total_[side]);
       CUDA_OPS_UNROLL(TILES)
-      for (int n = 0; n < TILES; ++n) write_row(column(n, 0), out_[n][2 * side], out_[n][2 * side + 1]);
+      for (int n = 0; n < TILES; ++n) write_row(own_column() + column(n, 0), out_[n][2 * side], out_[n][2 * side + 1]);
     }
   }
 
-  // Where row r of the output can lie. A warp has its own, until keys are added again.
+  // Where row r of the output can lie. A warp has its own numbers, until keys are added again.
   CUDA_OPS_DEVICE T* shared_row(int r) const { return rows_ + r * STRIDE; }
   // use(row, d, numbers d … d + 7 of its shared row).
   template <class Use>
   CUDA_OPS_DEVICE void each_eight(const Use& use) const {
     device::warp_barrier();
-    CUDA_OPS_UNROLL(SIZE / 16)
-    for (int e = device::thread() % WARP; e < 16 * (SIZE / 8); e += WARP) {
-      const int r = first_row() + e / (SIZE / 8), d = e % (SIZE / 8) * 8;
+    CUDA_OPS_UNROLL(OWN / 16)
+    for (int e = device::thread() % WARP; e < 16 * (OWN / 8); e += WARP) {
+      const int r = first_row() + e / (OWN / 8), d = own_column() + e % (OWN / 8) * 8;
       use(r, d, reinterpret_cast<const Quad*>(shared_row(r) + d));
     }
   }
@@ -180,13 +193,14 @@ class MatrixAttention {
  private:
   CUDA_OPS_DEVICE void take_queries() {
     CUDA_OPS_UNROLL(STEPS)
-    for (int k = 0; k < STEPS; ++k) load_a(queries_[k], rows_ + first_row() * STRIDE + k * 16, STRIDE);
+    for (int k = 0; k < STEPS; ++k) load_a(queries_[k], rows_ + first_row() * STRIDE + own_column() + k * 16, STRIDE);
     received_ = true;
   }
-  CUDA_OPS_DEVICE static int first_row() { return device::thread() / WARP * 16; }
+  CUDA_OPS_DEVICE static int first_row() { return device::thread() / (TEAM * WARP) * 16; }
+  CUDA_OPS_DEVICE static int own_column() { return device::thread() / WARP % TEAM * OWN; }
   CUDA_OPS_DEVICE static int row_of(int i) { return first_row() + row_of_d(i); }
   CUDA_OPS_DEVICE static int column(int n, int i) { return n * 8 + column_of_d(i); }
-  // Numbers column(n, 0) and column(n, 1) of a query of this thread.
+  // Own numbers column(n, 0) and column(n, 1) of a query of this thread.
   CUDA_OPS_DEVICE uint32_t query(int n, int side) const { return queries_[n / 2][n % 2 * 2 + side]; }
   // Twice as many registers as the queries themselves.
   CUDA_OPS_DEVICE void forget_widened() {
@@ -197,6 +211,16 @@ class MatrixAttention {
   CUDA_OPS_DEVICE static float quad_sum(float value) { return warp_sum<4>(value); }
   CUDA_OPS_DEVICE static float quad_largest(float value) { return warp_largest_number<4>(value); }
 
+  // use(false) by the first warp of a team, then use(true) by the second one.
+  template <class Use>
+  CUDA_OPS_DEVICE static void in_turns(const Use& use) {
+    if (leads()) use(false);
+    if constexpr (TEAM > 1) {
+      device::barrier();
+      if (!leads()) use(true);
+    }
+  }
+
   // Products of the queries with the keys from `row` on, in place of the sums or added to them.
   CUDA_OPS_DEVICE void multiply_keys(int row, int tiles, float (&sum)[KEY_TILES][4], bool added) {
     CUDA_OPS_UNROLL(KEY_TILES / 2)
@@ -206,10 +230,29 @@ class MatrixAttention {
       CUDA_OPS_UNROLL(STEPS)
       for (int k = 0; k < STEPS; ++k) {
         uint32_t b[2][2];
-        load_b_of_rows(b, keys_ + (row + n * 8) * STRIDE + k * 16, STRIDE);
+        load_b_of_rows(b, keys_ + (row + n * 8) * STRIDE + own_column() + k * 16, STRIDE);
         device::multiply(sum[n], queries_[k], b[0], T());
         device::multiply(sum[n + 1], queries_[k], b[1], T());
       }
+    }
+  }
+
+  // From the products of each warp of a team to their sums: the same bits for both, whichever comes first. They lie at the end of the memory of the keys,
+  // behind what keys keep.
+  CUDA_OPS_DEVICE void add_up(int tiles, float (&sum)[KEY_TILES][4]) {
+    static_assert(TEAM == 2 && KEY_TILES * THREADS <= KEYS_OF_TILE * STRIDE / 8);
+    Quad* const products = reinterpret_cast<Quad*>(values_) + device::thread();
+    CUDA_OPS_UNROLL(KEY_TILES)
+    for (int n = 0; n < KEY_TILES; ++n)
+      if (n < tiles) products[-(n + 1) * THREADS] = {sum[n][0], sum[n][1], sum[n][2], sum[n][3]};
+    device::barrier();
+    const Quad* const others = reinterpret_cast<Quad*>(values_) + (device::thread() ^ WARP);
+    CUDA_OPS_UNROLL(KEY_TILES)
+    for (int n = 0; n < KEY_TILES; ++n) {
+      if (n >= tiles) continue;
+      const Quad other = others[-(n + 1) * THREADS];
+      CUDA_OPS_UNROLL(4)
+      for (int i = 0; i < 4; ++i) sum[n][i] += other.at[i];
     }
   }
 
@@ -248,7 +291,7 @@ class MatrixAttention {
       CUDA_OPS_UNROLL(STEPS)
       for (int n = 0; n < TILES; n += 2) {
         uint32_t b[2][2];
-        load_b(b, values_ + (row + k * 8) * STRIDE + n * 8, STRIDE);
+        load_b(b, values_ + (row + k * 8) * STRIDE + own_column() + n * 8, STRIDE);
         device::multiply(out_[n], a, b[0], T());
         device::multiply(out_[n + 1], a, b[1], T());
       }
@@ -258,28 +301,28 @@ class MatrixAttention {
   // use(tile, w) with the rows number w of own, of keys or of values.
   template <class Use>
   CUDA_OPS_DEVICE void each_own(const QueryRows<T>& queries, const Heads<T>& x, int64_t key_head, const OwnKeys& own, const Use& use) {
-    constexpr int AT_ONCE = APART ? 3 : 2;
-    T* const tiles[3] = {keys_ + first_row() * STRIDE, values_ + first_row() * STRIDE, rows_ + first_row() * STRIDE};
+    constexpr int AT_ONCE = QUADS * 8 / STRIDE / QUERIES;
+    T* const tile = keys_ + first_row() * STRIDE + own_column();
     const T* head = x.base + x.offset(queries.b, key_head, 0, 0);
     CUDA_OPS_UNROLL(1)
     for (int w = 0; w < own.width; w += AT_ONCE) {
       CUDA_OPS_UNROLL(AT_ONCE)
       for (int i = 0; i < AT_ONCE; ++i)
-        if (w + i < own.width) send_own(x, head, int(queries.D), own, w + i, tiles[i]);
+        if (w + i < own.width) send_own(x, head, int(queries.D), own, w + i, tile + i * (QUERIES * STRIDE));
       device::wait_for_copies();
       device::warp_barrier();
       CUDA_OPS_UNROLL(AT_ONCE)
       for (int i = 0; i < AT_ONCE; ++i)
-        if (w + i < own.width) use(tiles[i], w + i);
-      device::warp_barrier();
+        if (w + i < own.width) use(tile + i * (QUERIES * STRIDE), w + i);
+      team_barrier();
     }
   }
   CUDA_OPS_DEVICE void send_own(const Heads<T>& x, const T* head, int D, const OwnKeys& own, int w, T* tile) {
     CUDA_OPS_UNROLL(2)
-    for (int e = device::thread() % WARP; e < 16 * (SIZE / 8); e += WARP) {
-      const int r = e / (SIZE / 8), d = e % (SIZE / 8) * 8;
+    for (int e = device::thread() % WARP; e < 16 * (OWN / 8); e += WARP) {
+      const int r = e / (OWN / 8), d = e % (OWN / 8) * 8;
       const int32_t token = own.position[(first_row() + r) * own.stride + w];
-      send_eight(x, token < 0 ? nullptr : head + token * x.token, d, D, tile + r * STRIDE + d);
+      send_eight(x, token < 0 ? nullptr : head + token * x.token, own_column() + d, D, tile + r * STRIDE + d);
     }
   }
 
@@ -296,11 +339,14 @@ class MatrixAttention {
       CUDA_OPS_UNROLL(2)
       for (int side = 0; side < 2; ++side) device::multiply(sum[side], queries_[k], b[side], T());
     }
-    CUDA_OPS_UNROLL(2)
-    for (int side = 0; side < 2; ++side) {
-      const float product = device::thread() / 4 % 2 ? sum[side][2 * side + 1] : sum[side][2 * side];
-      if (on_diagonal()) own.exact[place(own, side, w)] = own.position[place(own, side, w)] < 0 ? -infinity() : product * scale;
-    }
+    in_turns([&](bool again) {
+      CUDA_OPS_UNROLL(2)
+      for (int side = 0; side < 2; ++side) {
+        const float product = device::thread() / 4 % 2 ? sum[side][2 * side + 1] : sum[side][2 * side];
+        float& exact = own.exact[place(own, side, w)];
+        if (on_diagonal()) exact = own.position[place(own, side, w)] < 0 ? -infinity() : again ? exact + product * scale : product * scale;
+      }
+    });
   }
 
   // From the two logits of each to one weight, in the place of the exact one.
@@ -311,11 +357,14 @@ class MatrixAttention {
       float most = largest_[side];
       for (int w = device::thread() % 4; w < own.width; w += 4) most = device::larger_number(most, device::larger_number(own.exact[place + w], own.counted[place + w]));
       const float base = take(side, quad_largest(most));
-      for (int w = device::thread() % 4; w < own.width; w += 4) {
-        const float weight = device::exponential(own.exact[place + w] - base) - device::exponential(own.counted[place + w] - base);
-        own.exact[place + w] = weight;
-        total_[side] += weight;
-      }
+      if (TEAM > 1) device::barrier();  // both warps have read the logits
+      in_turns([&](bool again) {
+        for (int w = device::thread() % 4; w < own.width; w += 4) {
+          const float weight = again ? own.exact[place + w] : device::exponential(own.exact[place + w] - base) - device::exponential(own.counted[place + w] - base);
+          if (!again) own.exact[place + w] = weight;
+          total_[side] += weight;
+        }
+      });
     }
   }
 
@@ -336,7 +385,7 @@ class MatrixAttention {
     }
   }
 
-  T *keys_, *values_, *rows_;  // (KEYS, STRIDE), and queries, then output: (QUERIES, STRIDE)
+  T *keys_, *values_, *rows_;  // (KEYS_OF_TILE, STRIDE), and queries, then output: (QUERIES, STRIDE)
   bool received_;
   uint32_t queries_[STEPS][4];
   float largest_[2], total_[2];  // of the rows of this thread; the total of its own columns, until close()

@@ -26,7 +26,7 @@ constexpr int SMALL_BLOCKS = 4;
 constexpr int SMALL_BLOCKS = 5;
 #endif
 template <class T, int SIZE>
-constexpr int BLOCKS = ON_TENSOR_CORES<T, SIZE> && SIZE <= 64 ? SMALL_BLOCKS : 1;
+constexpr int BLOCKS = ON_TENSOR_CORES<T> && SIZE <= 64 ? SMALL_BLOCKS : 1;
 
 // Blocks are (batch row, head, QUERIES members of a cluster).
 template <class T, int SIZE>

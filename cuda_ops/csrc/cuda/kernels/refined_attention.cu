@@ -53,12 +53,12 @@ struct Neighbours : OwnKeys {  // position, exact, counted: (QUERIES, NEIGHBOURS
 
 // For the tensor cores. A key is two 16-bit numbers, relative to the mean of the keys, and all of its logit is computed from what they add up to: with one number it would
 // be 0.4 off where scores are 200.
-template <class T>
+template <class T, class Attention>
 struct MatrixCells : CellRows {
   SharedCells shared;
   Neighbours near;
-  float* kept;  // (QUERIES, KEYS / 2): logits without ln Z, of which the neighbours in a cell take theirs
-  static constexpr int PARTS = 2, KEPT = KEYS / 2 + 1;
+  float* kept;  // (QUERIES, TILE): logits without ln Z, of which the neighbours in a cell take theirs
+  static constexpr int PARTS = 2, TILE = Attention::KEYS_OF_TILE / PARTS, KEPT = TILE + 1;
 
   CUDA_OPS_DEVICE void read_eight(const float* row, int d, float (&to)[8]) const {
     if (row && d + 8 <= D && uintptr_t(row + d) % 16 == 0) {
@@ -73,7 +73,7 @@ struct MatrixCells : CellRows {
     for (int i = 0; i < 4; ++i) eight.at[i] = device::float_of(pair(from[2 * i], from[2 * i + 1], T()));
     *reinterpret_cast<Quad*>(to) = eight;
   }
-  // First parts of the keys to rows from 0 on, second parts to rows from KEYS / 2 on.
+  // First parts of the keys to rows from 0 on, second parts to rows from TILE on.
   template <int SIZE, int STRIDE>
   CUDA_OPS_DEVICE void load(int64_t j0, int rows, T* to_keys, T* to_values) const {
     constexpr int LANES_OF_A_KEY = SIZE / 8;
@@ -92,7 +92,7 @@ struct MatrixCells : CellRows {
         rest[i] = numbers[i] - widen(stored);
       }
       store_eight(numbers, to_keys + j * STRIDE + d);
-      store_eight(rest, to_keys + (j + KEYS / 2) * STRIDE + d);
+      store_eight(rest, to_keys + (j + TILE) * STRIDE + d);
       for (int i = 0; i < 8; ++i) {
         T first, second;
         narrow(numbers[i], first);
@@ -109,16 +109,17 @@ struct MatrixCells : CellRows {
   }
   CUDA_OPS_DEVICE float logit(float product, int r, int j) const {
     const float without_mass = shared.logit(product, r, j);
-    kept[r * KEPT + j] = without_mass;
+    if (Attention::leads()) kept[r * KEPT + j] = without_mass;
     return without_mass + shared.mass[j];
   }
-  // A warp reads what it kept of its 16 queries.
+  // A team reads what it kept of its 16 queries.
   CUDA_OPS_DEVICE void after(int64_t j0) const {
-    device::warp_barrier();
-    const int r = device::thread() / WARP * 16 + device::thread() % 16;
-    for (int w = device::thread() % WARP / 16; w < near.width; w += 2) {
+    constexpr int THREADS_OF_TEAM = Attention::TEAM * WARP;
+    Attention::team_barrier();
+    const int r = device::thread() / THREADS_OF_TEAM * 16 + device::thread() % 16;
+    for (int w = device::thread() % THREADS_OF_TEAM / 16; w < near.width; w += THREADS_OF_TEAM / 16) {
       const int64_t j = near.cell[r * NEIGHBOURS + w] - j0;
-      if (j >= 0 && j < KEYS / 2) near.counted[r * NEIGHBOURS + w] += kept[r * KEPT + j];
+      if (j >= 0 && j < TILE) near.counted[r * NEIGHBOURS + w] += kept[r * KEPT + j];
     }
   }
 };
@@ -152,22 +153,23 @@ struct Listing {
   }
 };
 
-// Names the neighbours of the 16 queries of each warp, without top keys. Their counted logits begin as the score of their key, to which their cell adds.
+// Names the neighbours of the 16 queries of each team, without top keys. Their counted logits begin as the score of their key, to which their cell adds.
+template <class Attention>
 CUDA_OPS_DEVICE void name_neighbours(const Listing& listing, int first, const Neighbours& near) {
-  constexpr int HALF = (NEIGHBOURS + 1) / 2;
-  const int r = device::thread() / WARP * 16 + device::thread() % 16, begin = device::thread() % WARP / 16 * HALF;
-  int32_t position[HALF], cell[HALF];
-  float score[HALF];
-  CUDA_OPS_UNROLL(HALF)
-  for (int i = 0; i < HALF; ++i) position[i] = begin + i < near.width ? listing.neighbour(r, first + begin + i) : -1;
-  CUDA_OPS_UNROLL(HALF)
-  for (int i = 0; i < HALF; ++i) {
+  constexpr int THREADS_OF_TEAM = Attention::TEAM * WARP, THREADS_OF_QUERY = THREADS_OF_TEAM / 16, SHARE = (NEIGHBOURS + THREADS_OF_QUERY - 1) / THREADS_OF_QUERY;
+  const int r = device::thread() / THREADS_OF_TEAM * 16 + device::thread() % 16, begin = device::thread() % THREADS_OF_TEAM / 16 * SHARE;
+  int32_t position[SHARE], cell[SHARE];
+  float score[SHARE];
+  CUDA_OPS_UNROLL(SHARE)
+  for (int i = 0; i < SHARE; ++i) position[i] = begin + i < near.width ? listing.neighbour(r, first + begin + i) : -1;
+  CUDA_OPS_UNROLL(SHARE)
+  for (int i = 0; i < SHARE; ++i) {
     cell[i] = listing.cell(position[i]);
     score[i] = position[i] < 0 ? -infinity() : listing.scores[position[i]];
   }
   int slot = -1;  // of the top keys, which ascend as the neighbours do
-  CUDA_OPS_UNROLL(HALF)
-  for (int i = 0; i < HALF; ++i) {
+  CUDA_OPS_UNROLL(SHARE)
+  for (int i = 0; i < SHARE; ++i) {
     if (position[i] >= 0) {
       if (slot < 0) slot = int(slot_from<int64_t>(listing.top_keys, listing.top, position[i]));
       while (slot < listing.top && listing.top_keys[slot] < position[i]) ++slot;
@@ -179,7 +181,7 @@ CUDA_OPS_DEVICE void name_neighbours(const Listing& listing, int first, const Ne
     near.cell[place] = on_top ? -1 : cell[i];
     near.counted[place] = on_top || cell[i] < 0 ? -infinity() : score[i];
   }
-  device::warp_barrier();
+  Attention::team_barrier();
 }
 
 // The same without tensor cores, with both logits.
@@ -272,7 +274,7 @@ CUDA_OPS_DEVICE void find_middle(const CellRows& cells, float* memory, float* mi
 
 // For a multiprocessor at least: the registers do for three blocks of the smallest heads.
 template <class T, int SIZE>
-constexpr int BLOCKS = ON_TENSOR_CORES<T, SIZE> && SIZE <= 64 ? 3 : 1;
+constexpr int BLOCKS = ON_TENSOR_CORES<T> && SIZE <= 64 ? 3 : 1;
 
 // Blocks are (batch row, head, QUERIES members of a cluster).
 template <class T, int SIZE>
@@ -325,7 +327,7 @@ attend_refined(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, c
   const int band = int(smaller(refined.band, int64_t(n))), width = band ? 2 * band + 1 : 0;
   Neighbours near{{near_position, near_exact, near_counted, neighbours_at_once(width), NEIGHBOURS}, near_cell};
   attention.start(queries);
-  if constexpr (ON_TENSOR_CORES<T, SIZE>) {
+  if constexpr (ON_TENSOR_CORES<T>) {
     attention.add(queries, top);
     attention.receive();
     find_middle<SIZE, Attention::THREADS>(rows, attention.memory(), middle);
@@ -333,8 +335,8 @@ attend_refined(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, c
     CUDA_OPS_UNROLL(1)
     for (int w0 = 0; w0 == 0 || w0 < width; w0 += NEIGHBOURS) {  // a wide band takes the logits of the cells several times
       near.width = neighbours_at_once(width - w0);
-      name_neighbours(listing, w0 - band, near);
-      attention.add(queries, MatrixCells<T>{rows, shared, near, attention.memory()}, w0 == 0);
+      name_neighbours<Attention>(listing, w0 - band, near);
+      attention.add(queries, MatrixCells<T, Attention>{rows, shared, near, attention.memory()}, w0 == 0);
       if (near.width) attention.add_own(queries, k, v, top.h, near);
     }
   } else {
