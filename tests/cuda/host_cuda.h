@@ -86,7 +86,7 @@ struct Thread {
 // From global to shared memory, on its way.
 struct Copy {
   void* to;
-  const void* from;
+  const void* from;  // none: zeros
 };
 
 struct Fiber : Thread {
@@ -263,15 +263,17 @@ inline void load(uint32_t (&to)[4], const void* row, int line) {
 }
 
 // Copies of 16 bytes happen as late as they may, and spoil at once what they will replace: who reads before the wait, or has not read yet, finds 0xFF.
-inline void send(void* to, const void* from, int line) {
+inline void send(void* to, const void* from, bool here, int line) {
   const char* first = static_cast<const char*>(to);
   if (uintptr_t(to) % 16 || uintptr_t(from) % 16 || first < pool || first + 16 > pool + now->used)
     fail("a copy is of 16 bytes to shared memory, at multiples of 16", "", line);
   std::memset(to, 0xff, 16);
-  fibers[size_t(current)].copies.push_back({to, from});
+  fibers[size_t(current)].copies.push_back({to, here ? from : nullptr});
 }
 inline void receive() {
-  for (const Copy& copy : fibers[size_t(current)].copies) std::memcpy(copy.to, copy.from, 16);
+  for (const Copy& copy : fibers[size_t(current)].copies)
+    if (copy.from) std::memcpy(copy.to, copy.from, 16);
+    else std::memset(copy.to, 0, 16);
   fibers[size_t(current)].copies.clear();
 }
 
@@ -557,7 +559,7 @@ inline float power_of_two(float x) {
   return power < 0x1p-126f ? 0 : power;
 }
 inline float larger_number(float x, float y) { return std::fmax(x, y); }
-inline void copy_sixteen(void* shared, const void* global, int line = __builtin_LINE()) { host_cuda::send(shared, global, line); }
+inline void copy_sixteen(void* shared, const void* global, bool here = true, int line = __builtin_LINE()) { host_cuda::send(shared, global, here, line); }
 inline void wait_for_copies() { host_cuda::receive(); }
 template <class Word>
 inline void forget(Word&) {}

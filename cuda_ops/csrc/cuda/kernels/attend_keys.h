@@ -25,17 +25,41 @@ struct QueryRows {
   CUDA_OPS_DEVICE float at(int64_t r, int64_t d) const { return r < count && d < D ? q.at(b, h, position[r], d) * scale : 0; }
 };
 
-// Sends eight numbers of the row of 16-bit numbers that starts at `row`, none for zeros, to shared memory, at once where they can be read so, and zeros behind its end;
-// they are there after device::wait_for_copies().
+// A head, that of x whose first number is `head`, and where its rows go to in shared memory.
 template <class T>
-CUDA_OPS_DEVICE void send_eight(const Heads<T>& x, const T* row, int d, int D, T* to) {
-  if (!row || d >= D) {
-    *reinterpret_cast<Quad*>(to) = Quad{};
-  } else if (d + 8 <= D && x.eights) {
-    device::copy_sixteen(to, row + d);
+struct Sent {
+  const Heads<T>& x;
+  const T* head;
+  T* to;
+};
+
+// Sends WIDTH numbers from d0 on of `rows` rows, 16-bit numbers of the tokens token(0), token(1) …, zeros where that is negative and behind D, to rows of STRIDE numbers.
+// Each of THREADS threads has the same eight numbers of every AT_ONCE-th row, of which `rows` is a multiple; the loop is unrolled so many times. They are there after
+// device::wait_for_copies(). Rows that can be read by sixteen bytes have a loop of their own: with the other kind in it, it would be three times as many instructions.
+template <int WIDTH, int STRIDE, int THREADS, int UNROLLED, class Token, class... T>
+CUDA_OPS_DEVICE void send_rows(int rows, const Token& token, int d0, int D, const Sent<T>&... sent) {
+  constexpr int CHUNKS = WIDTH / 8, AT_ONCE = THREADS / CHUNKS;
+  const int thread = device::thread() % THREADS;
+  const int first = thread / CHUNKS, column = thread % CHUNKS * 8, d = d0 + column;
+  if ((sent.x.eights && ...) && D % 8 == 0) {
+    CUDA_OPS_UNROLL(UNROLLED)
+    for (int r0 = 0; r0 < rows; r0 += AT_ONCE) {
+      const int r = r0 + first;
+      const int32_t row = token(r);
+      const bool here = row >= 0 && d < D;
+      const uint32_t read = here ? uint32_t(row) : 0;  // no row before the first one is pointed to
+      (device::copy_sixteen(sent.to + r * STRIDE + column, sent.head + d + int64_t(read) * sent.x.token, here), ...);
+    }
   } else {
     CUDA_OPS_UNROLL(1)
-    for (int i = 0; i < 8; ++i) to[i] = d + i < D ? row[(d + i) * x.element] : T{};
+    for (int r = first; r < rows; r += AT_ONCE) {
+      const int32_t row = token(r);
+      CUDA_OPS_UNROLL(1)
+      for (int i = 0; i < 8; ++i) {
+        const bool here = row >= 0 && d + i < D;
+        ((sent.to[r * STRIDE + column + i] = here ? sent.head[row * sent.x.token + (d + i) * sent.x.element] : T{}), ...);
+      }
+    }
   }
 }
 
@@ -44,9 +68,8 @@ template <class T>
 struct ListedKeys {
   Heads<T> k, v;
   int64_t b, h, D, count;
-  const int32_t* list;  // none: the valid tokens themselves
-  Tokens tokens;
-  CUDA_OPS_DEVICE int64_t position(int64_t j) const { return list ? list[j] : position_of(tokens, b, j); }
+  const int32_t* list;  // none: all tokens
+  CUDA_OPS_DEVICE int32_t position(int64_t j) const { return list ? list[j] : int32_t(j); }
   CUDA_OPS_DEVICE float key(int64_t j, int64_t d) const { return k.at(b, h, position(j), d); }
   CUDA_OPS_DEVICE float value(int64_t j, int64_t d) const { return v.at(b, h, position(j), d); }
   CUDA_OPS_DEVICE void prepare(int64_t) const {}
@@ -55,18 +78,12 @@ struct ListedKeys {
   // For the tensor cores: a key is one 16-bit number in each place.
   static constexpr int PARTS = 1;
   // Keys and values from j0 on to two tiles of `rows` rows, zeros where there is none.
-  template <int SIZE, int STRIDE>
-  CUDA_OPS_DEVICE void load(int64_t j0, int rows, T* to_keys, T* to_values) const {
-    const int64_t key_head = b * k.batch + h * k.head, value_head = b * v.batch + h * v.head;
-    CUDA_OPS_UNROLL(2)
-    for (int e = device::thread(); e < rows * (SIZE / 8); e += device::threads()) {
-      const int j = e / (SIZE / 8), d = e % (SIZE / 8) * 8;
-      const int64_t token = j0 + j < count ? position(j0 + j) : -1;
-      send_eight(k, token < 0 ? nullptr : k.base + (key_head + token * k.token), d, int(D), to_keys + j * STRIDE + d);
-      send_eight(v, token < 0 ? nullptr : v.base + (value_head + token * v.token), d, int(D), to_values + j * STRIDE + d);
-    }
+  template <int SIZE, int STRIDE, int THREADS>
+  CUDA_OPS_DEVICE void load(int j0, int rows, T* to_keys, T* to_values) const {
+    const auto token = [&](int j) { return j0 + j < int(count) ? position(j0 + j) : -1; };
+    send_rows<SIZE, STRIDE, THREADS, 1>(rows, token, 0, int(D), Sent<T>{k, k.base + k.offset(b, h, 0, 0), to_keys}, Sent<T>{v, v.base + v.offset(b, h, 0, 0), to_values});
   }
-  CUDA_OPS_DEVICE void after(int64_t) const {}
+  CUDA_OPS_DEVICE void after(int) const {}
 };
 
 // The entries of a list of top keys that name a token: -1 stands behind all of them. Each warp looks at 32 places at once.

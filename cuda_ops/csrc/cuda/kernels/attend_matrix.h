@@ -52,12 +52,8 @@ class MatrixAttention {
 
   // Sends the queries, which are there with the first keys, or after receive().
   CUDA_OPS_DEVICE void start(const QueryRows<T>& queries) {
-    const int64_t head = queries.q.offset(queries.b, queries.h, 0, 0);
-    CUDA_OPS_UNROLL(2)
-    for (int e = device::thread(); e < QUERIES * (SIZE / 8); e += THREADS) {
-      const int r = e / (SIZE / 8), d = e % (SIZE / 8) * 8;
-      send_eight(queries.q, r < queries.count ? queries.q.base + (head + queries.position[r] * queries.q.token) : nullptr, d, int(queries.D), rows_ + r * STRIDE + d);
-    }
+    const auto token = [&](int r) { return r < queries.count ? queries.position[r] : -1; };
+    send_rows<SIZE, STRIDE, THREADS, 1>(QUERIES, token, 0, int(queries.D), Sent<T>{queries.q, queries.q.base + queries.q.offset(queries.b, queries.h, 0, 0), rows_});
     if (APART) return;
     receive();
     device::barrier();
@@ -67,6 +63,7 @@ class MatrixAttention {
     device::wait_for_copies();
     device::barrier();
     take_queries();
+    received_ = true;
   }
 
   // The first warp of a team, which writes what all of them have.
@@ -105,12 +102,14 @@ class MatrixAttention {
   template <class Keys>
   CUDA_OPS_DEVICE void add(const QueryRows<T>& queries, const Keys& keys, bool weighed = true) {
     constexpr int PART = KEYS_OF_TILE / Keys::PARTS;
-    for (int64_t j0 = 0; j0 < keys.count; j0 += PART) {
-      const int left = int(smaller(int64_t(PART), keys.count - j0)), rows = (left + 15) / 16 * 16;
-      keys.template load<SIZE, STRIDE>(j0, rows, keys_, values_);
+    const int count = int(keys.count);
+    const bool receives = !received_;  // known in advance, unlike a flag that changes in the loop
+    for (int j0 = 0; j0 < count; j0 += PART) {
+      const int left = smaller(PART, count - j0), rows = (left + 15) / 16 * 16;
+      keys.template load<SIZE, STRIDE, THREADS>(j0, rows, keys_, values_);
       device::wait_for_copies();
       device::barrier();
-      if (!received_) take_queries();
+      if (receives && j0 == 0) take_queries();
       CUDA_OPS_UNROLL(1)
       for (int first = 0; first < rows; first += KEYS_AT_ONCE) {
         const int tiles = smaller(KEYS_AT_ONCE, rows - first) / 8;
@@ -138,6 +137,7 @@ class MatrixAttention {
       keys.after(j0);
       device::barrier();
     }
+    if (count > 0) received_ = true;
   }
 
   // Keys of own, whose exact logits are computed here. The keys number w of the 16 queries of a team are a tile, of whose products with the queries the diagonal counts;
@@ -194,7 +194,6 @@ class MatrixAttention {
   CUDA_OPS_DEVICE void take_queries() {
     CUDA_OPS_UNROLL(STEPS)
     for (int k = 0; k < STEPS; ++k) load_a(queries_[k], rows_ + first_row() * STRIDE + own_column() + k * 16, STRIDE);
-    received_ = true;
   }
   CUDA_OPS_DEVICE static int first_row() { return device::thread() / (TEAM * WARP) * 16; }
   CUDA_OPS_DEVICE static int own_column() { return device::thread() / WARP % TEAM * OWN; }
@@ -304,25 +303,21 @@ class MatrixAttention {
     constexpr int AT_ONCE = QUADS * 8 / STRIDE / QUERIES;
     T* const tile = keys_ + first_row() * STRIDE + own_column();
     const T* head = x.base + x.offset(queries.b, key_head, 0, 0);
+    const int32_t* first = own.position + first_row() * own.stride;
     CUDA_OPS_UNROLL(1)
     for (int w = 0; w < own.width; w += AT_ONCE) {
       CUDA_OPS_UNROLL(AT_ONCE)
       for (int i = 0; i < AT_ONCE; ++i)
-        if (w + i < own.width) send_own(x, head, int(queries.D), own, w + i, tile + i * (QUERIES * STRIDE));
+        if (w + i < own.width) {
+          const auto token = [&](int r) { return first[r * own.stride + w + i]; };
+          send_rows<OWN, STRIDE, WARP, 4>(16, token, own_column(), int(queries.D), Sent<T>{x, head, tile + i * (QUERIES * STRIDE)});
+        }
       device::wait_for_copies();
       device::warp_barrier();
       CUDA_OPS_UNROLL(AT_ONCE)
       for (int i = 0; i < AT_ONCE; ++i)
         if (w + i < own.width) use(tile + i * (QUERIES * STRIDE), w + i);
       team_barrier();
-    }
-  }
-  CUDA_OPS_DEVICE void send_own(const Heads<T>& x, const T* head, int D, const OwnKeys& own, int w, T* tile) {
-    CUDA_OPS_UNROLL(2)
-    for (int e = device::thread() % WARP; e < 16 * (OWN / 8); e += WARP) {
-      const int r = e / (OWN / 8), d = e % (OWN / 8) * 8;
-      const int32_t token = own.position[(first_row() + r) * own.stride + w];
-      send_eight(x, token < 0 ? nullptr : head + token * x.token, own_column() + d, D, tile + r * STRIDE + d);
     }
   }
 

@@ -157,7 +157,7 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCKS(THREADS, DATA_PARTS<T> == 1 ? 3 : 2) sum_part(co
         if constexpr (TILE == LENGTH) {
           const T* values = v.base + v.offset(b, key_head, 0, 0);
           if (tile.plain && v.eights && d0 + COLUMNS <= D) send_neighbours<TILE>(v, values + tile.first * v.token, d0, rows);
-          else send_rows<TILE>(v, values, [&](int j) { return int64_t(tile.at(j)); }, here, d0, D, rows);
+          else send_columns<TILE>(here, [&](int j) { return tile.at(j); }, d0, D, Sent<T>{v, values, rows});
         }
         weigh(tile, scores, N, top_keys, K, row, clusters, weights, masses);
         if constexpr (TILE == LENGTH) device::wait_for_copies();

@@ -98,9 +98,9 @@ CUDA_OPS_DEVICE float float_of_float16(uint16_t bits) {
   return number;
 }
 
-// Sixteen bytes from global to shared memory, on their way until wait_for_copies(); both at multiples of 16.
-CUDA_OPS_DEVICE void copy_sixteen(void* shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))), "l"(global) : "memory");
+// Sixteen bytes from global to shared memory, on their way until wait_for_copies(); both at multiples of 16. Zeros where they are not `here`: nothing is read then.
+CUDA_OPS_DEVICE void copy_sixteen(void* shared, const void* global, bool here = true) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(uint32_t(__cvta_generic_to_shared(shared))), "l"(global), "r"(here ? 16 : 0) : "memory");
 }
 // Of this thread; a barrier makes them seen by the others.
 CUDA_OPS_DEVICE void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }

@@ -20,7 +20,7 @@ struct TopRow {
 };
 
 // For a multiprocessor at least: so many blocks of the smallest heads for which nvcc's registers do.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ != 900
 constexpr int SMALL_BLOCKS = 4;
 #else
 constexpr int SMALL_BLOCKS = 5;
@@ -58,7 +58,7 @@ attend_top(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, cuda_
   device::barrier();
   const QueryRows<T> queries{q, b, h, shape.D, count, position, scale};
   attention.start(queries);
-  attention.add(queries, ListedKeys<T>{k, v, b, h / int32_t(shape.group), shape.D, listed, list, tokens});
+  attention.add(queries, ListedKeys<T>{k, v, b, h / int32_t(shape.group), shape.D, listed, list});
   attention.close();
   const float* rest_row = rest.values ? others : nullptr;
   write_rows(attention, out, queries, [&](const auto& row, int, float total) { return TopRow<std::decay_t<decltype(row)>>{row, rest_row, listed ? mass / total : 0}; });

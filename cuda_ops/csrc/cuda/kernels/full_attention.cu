@@ -21,7 +21,7 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK((AttentionOf<T, SIZE>::THREADS)) attend_all(Heads
   device::barrier();
   const QueryRows<T> queries{q, b, h, shape.D, count, position, scale};
   attention.start(queries);
-  attention.add(queries, ListedKeys<T>{k, v, b, h / shape.group, shape.D, n, nullptr, tokens});
+  attention.add(queries, ListedKeys<T>{k, v, b, h / shape.group, shape.D, n, tokens.positions ? tokens.positions + b * tokens.N : nullptr});
   attention.close();
   write_rows(attention, out, queries, Averages());
   attention.each_total(count, [&](int r, float largest, float total) { log_mass[head * tokens.N + position[r]] = largest + device::logarithm(total); });

@@ -74,8 +74,8 @@ struct MatrixCells : CellRows {
     *reinterpret_cast<Quad*>(to) = eight;
   }
   // First parts of the keys to rows from 0 on, second parts to rows from TILE on.
-  template <int SIZE, int STRIDE>
-  CUDA_OPS_DEVICE void load(int64_t j0, int rows, T* to_keys, T* to_values) const {
+  template <int SIZE, int STRIDE, int THREADS>
+  CUDA_OPS_DEVICE void load(int j0, int rows, T* to_keys, T* to_values) const {
     constexpr int LANES_OF_A_KEY = SIZE / 8;
     CUDA_OPS_UNROLL(1)
     for (int e = device::thread(); e < rows * LANES_OF_A_KEY; e += device::threads()) {
@@ -113,12 +113,12 @@ struct MatrixCells : CellRows {
     return without_mass + shared.mass[j];
   }
   // A team reads what it kept of its 16 queries.
-  CUDA_OPS_DEVICE void after(int64_t j0) const {
+  CUDA_OPS_DEVICE void after(int j0) const {
     constexpr int THREADS_OF_TEAM = Attention::TEAM * WARP;
     Attention::team_barrier();
     const int r = device::thread() / THREADS_OF_TEAM * 16 + device::thread() % 16;
     for (int w = device::thread() % THREADS_OF_TEAM / 16; w < near.width; w += THREADS_OF_TEAM / 16) {
-      const int64_t j = near.cell[r * NEIGHBOURS + w] - j0;
+      const int j = near.cell[r * NEIGHBOURS + w] - j0;
       if (j >= 0 && j < TILE) near.counted[r * NEIGHBOURS + w] += kept[r * KEPT + j];
     }
   }
@@ -321,7 +321,7 @@ attend_refined(Heads<T> q, Heads<T> k, Heads<T> v, Tokens tokens, Shape shape, c
   Attention attention(memory);
   device::barrier();
   const QueryRows<T> queries{q, b, h, D, count, position, refined.scale};
-  const ListedKeys<T> top{k, v, b, h / shape.group, D, listed, list, tokens};
+  const ListedKeys<T> top{k, v, b, h / shape.group, D, listed, list};
   const Listing listing{listed <= SHORT_LIST ? short_list : list, listed, refined.scores + cluster * N, refined.key_assignment + head * N, index, tokens,
                         b, n, int(rows.count), count};
   const int band = int(smaller(refined.band, int64_t(n))), width = band ? 2 * band + 1 : 0;

@@ -214,9 +214,8 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCKS(SUM_THREADS, 3) sum_segment(const float* scores,
     CUDA_OPS_UNROLL(1)
     for (int64_t d0 = 0; d0 < D; d0 += COLUMNS) {
       if constexpr (BOTH) {
-        const auto at = [&](int j) { return int64_t(position[j]); };
-        send_rows<LENGTH>(k, k.base + k.offset(b, key_head, 0, 0), at, s.count, int(d0), int(D), rows);
-        send_rows<LENGTH>(v, v.base + v.offset(b, key_head, 0, 0), at, s.count, int(d0), int(D), rows + ROWS);
+        const Sent<T> keys{k, k.base + k.offset(b, key_head, 0, 0), rows}, values{v, v.base + v.offset(b, key_head, 0, 0), rows + ROWS};
+        send_columns<LENGTH>(s.count, [&](int j) { return position[j]; }, int(d0), int(D), keys, values);
       }
       if (!d0) weigh_keys(s, scores, top_keys, c0, step.clusters, budgets.C, budgets.K, N, part_masses);
       if constexpr (BOTH) device::wait_for_copies();

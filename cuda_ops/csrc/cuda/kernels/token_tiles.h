@@ -111,11 +111,8 @@ class MatrixTile {
 
   // They are there after device::wait_for_copies().
   CUDA_OPS_DEVICE static void load(const TileRows<T>& rows, int64_t d0, TileQuad* to) {
-    CUDA_OPS_UNROLL(4)
-    for (int e = device::thread(); e < TILE * EIGHTS; e += THREADS) {
-      const int i = e / EIGHTS, chunk = e % EIGHTS;
-      send_eight(rows.x, rows.start(i), int(d0) + chunk * 8, int(rows.D), reinterpret_cast<T*>(to + i * STRIDE + chunk));
-    }
+    const Sent<T> sent{rows.x, rows.x.base + rows.x.offset(rows.b, rows.h, 0, 0), reinterpret_cast<T*>(to)};
+    send_rows<TILE, STRIDE * 8, THREADS, 4>(TILE, [&](int i) { return rows.positions[i]; }, int(d0), int(rows.D), sent);
   }
   // `left` numbers of the rows are left; of the columns the first `count` are wanted.
   CUDA_OPS_DEVICE static void add_products(const TileQuad* rows, const TileQuad* columns, int64_t left, Numbers& sum, int64_t count = WIDTH) {

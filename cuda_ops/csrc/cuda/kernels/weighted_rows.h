@@ -67,14 +67,13 @@ CUDA_OPS_DEVICE void load_rows(const Heads<T>& x, int64_t b, int64_t h, const in
   }
 }
 
-// The same rows of a head, that of rank j at position(j); they are there after device::wait_for_copies().
-template <int TILE, class Position>
-CUDA_OPS_DEVICE void send_rows(const Heads<bfloat16>& x, const bfloat16* head, const Position& position, int count, int d0, int D, bfloat16* rows) {
-  constexpr int CHUNKS = COLUMNS / 8, AT_ONCE = SUM_THREADS / CHUNKS;
-  const int padded = smaller(TILE, (count + 15) / 16 * 16), first = device::thread() / CHUNKS, d = device::thread() % CHUNKS * 8;
-  CUDA_OPS_UNROLL(1)
-  for (int j = first; j < padded; j += AT_ONCE)
-    send_eight(x, j < count ? head + position(j) * x.token : nullptr, d0 + d, D, rows + j * ROW_STRIDE + d);
+// The same `count` rows, at most TILE, that of rank j at position(j), of some heads; they are there after device::wait_for_copies(). Zeros up to a multiple of the rows sent at once.
+template <int TILE, class Position, class... T>
+CUDA_OPS_DEVICE void send_columns(int count, const Position& position, int d0, int D, const Sent<T>&... sent) {
+  constexpr int AT_ONCE = SUM_THREADS / (COLUMNS / 8);
+  static_assert(TILE % AT_ONCE == 0);
+  const auto token = [&](int j) { return j < count ? position(j) : -1; };
+  send_rows<COLUMNS, ROW_STRIDE, SUM_THREADS, 1>((count + AT_ONCE - 1) / AT_ONCE * AT_ONCE, token, d0, D, sent...);
 }
 // TILE rows one behind the other, of which eight numbers can be read at once.
 template <int TILE>
