@@ -104,6 +104,7 @@ class MatrixAttention {
     constexpr int PART = KEYS_OF_TILE / Keys::PARTS;
     const int count = int(keys.count);
     const bool receives = !received_;  // known in advance, unlike a flag that changes in the loop
+    const bool busy = first_row() < queries.count;  // a warp without queries only sends keys
     for (int j0 = 0; j0 < count; j0 += PART) {
       const int left = smaller(PART, count - j0), rows = (left + 15) / 16 * 16;
       keys.template load<SIZE, STRIDE, THREADS>(j0, rows, keys_, values_);
@@ -115,9 +116,10 @@ class MatrixAttention {
         const int tiles = smaller(KEYS_AT_ONCE, rows - first) / 8;
         float weights[KEY_TILES][4];
         CUDA_OPS_UNROLL(Keys::PARTS)
-        for (int part = 0; part < Keys::PARTS; ++part) multiply_keys(part * PART + first, tiles, weights, part > 0);
+        for (int part = 0; part < Keys::PARTS && busy; ++part) multiply_keys(part * PART + first, tiles, weights, part > 0);
         if (Keys::PARTS > 1 || TEAM > 1) device::barrier();  // what keys keep of their logits, and a team exchanges, lies where they did
         if constexpr (TEAM > 1) add_up(tiles, weights);
+        if (!busy) continue;
         float most[2] = {largest_[0], largest_[1]};
         CUDA_OPS_UNROLL(KEY_TILES)
         for (int n = 0; n < KEY_TILES; ++n) {
@@ -143,10 +145,12 @@ class MatrixAttention {
   // Keys of own, whose exact logits are computed here. The keys number w of the 16 queries of a team are a tile, of whose products with the queries the diagonal counts;
   // some such tiles are on their way at once, where the keys, the values and the queries lie otherwise.
   CUDA_OPS_DEVICE void add_own(const QueryRows<T>& queries, const Heads<T>& k, const Heads<T>& v, int64_t key_head, const OwnKeys& own) {
-    each_own(queries, k, key_head, own, [&](const T* tile, int w) { own_logits(tile, w, queries.scale, own); });
-    weigh_own(own);
-    team_barrier();
-    each_own(queries, v, key_head, own, [&](const T* tile, int w) { add_own_values(tile, w, own); });
+    if (TEAM > 1 || first_row() < queries.count) {  // teams meet in there
+      each_own(queries, k, key_head, own, [&](const T* tile, int w) { own_logits(tile, w, queries.scale, own); });
+      weigh_own(own);
+      team_barrier();
+      each_own(queries, v, key_head, own, [&](const T* tile, int w) { add_own_values(tile, w, own); });
+    }
     device::barrier();
   }
 
