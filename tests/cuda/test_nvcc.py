@@ -47,8 +47,8 @@ def test_every_architecture_compiles_without_spills(tmp_path: Path, source: Path
     made = subprocess.run(command(nvcc, found, source, tmp_path / "kernels.fatbin"), capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
     text = source.read_text(encoding="utf-8")
-    assert set(re.findall(r"__CUDA_ARCH__(?!\)) (.*)", text)) <= {"< 900"}, (
-        "two intermediate codes do for all architectures"
+    assert set(re.findall(r"__CUDA_ARCH__(?!\)) (.*)", text)) <= {"< 900", "!= 900"}, (
+        "the intermediate codes, of an older architecture and of 9.0, have every branch"
     )
     assert "warning" not in made.stderr, made.stderr
     kernels = usages(made.stderr)
