@@ -67,7 +67,8 @@ CUDA_OPS_DEVICE void load_rows(const Heads<T>& x, int64_t b, int64_t h, const in
   }
 }
 
-// The same `count` rows, at most TILE, that of rank j at position(j), of some heads; they are there after device::wait_for_copies(). Zeros up to a multiple of the rows sent at once.
+// The same `count` rows, at most TILE, that of rank j at position(j), of some heads; they are there after device::wait_for_copies(). Zeros up to a multiple of the rows
+// sent at once.
 template <int TILE, class Position, class... T>
 CUDA_OPS_DEVICE void send_columns(int count, const Position& position, int d0, int D, const Sent<T>&... sent) {
   constexpr int AT_ONCE = SUM_THREADS / (COLUMNS / 8);
