@@ -2,26 +2,14 @@
 #pragma once
 #include <arm_neon.h>
 
+#include "vector_plain.h"  // vmaxq and vminq give NaN wherever one of the numbers is
+
 namespace {
 
-template <class A>
-CUDA_OPS_INLINE void stream(A* p, vec<A> v) {
-  store(p, v);
-}
-inline void finish_streams() {}
 CUDA_OPS_INLINE vec<float> set(float x) { return (vec<float>)vdupq_n_f32(x); }
 CUDA_OPS_INLINE vec<double> set(double x) { return (vec<double>)vdupq_n_f64(x); }
 CUDA_OPS_INLINE vec<float> fma(vec<float> a, vec<float> b, vec<float> c) { return (vec<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 CUDA_OPS_INLINE vec<double> fma(vec<double> a, vec<double> b, vec<double> c) { return (vec<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
-// Not vmaxq and vminq, which give NaN wherever one of them is.
-template <class V>
-CUDA_OPS_INLINE V larger(V a, V b) {
-  return a > b ? a : b;
-}
-template <class V>
-CUDA_OPS_INLINE V lesser(V a, V b) {
-  return a < b ? a : b;
-}
 CUDA_OPS_INLINE uint32_t lanes_at_least(Vec<float>::integers a, Vec<float>::integers b) {
   return vaddvq_u32(vandq_u32((uint32x4_t)(a >= b), uint32x4_t{1, 2, 4, 8}));
 }

@@ -1,25 +1,13 @@
 // Vectors of 16 bytes in what the compiler makes of plain C++. What each function does stands in vector.h.
 #pragma once
+#include "vector_plain.h"
 
 namespace {
 
-template <class A>
-CUDA_OPS_INLINE void stream(A* p, vec<A> v) {
-  store(p, v);
-}
-inline void finish_streams() {}
 CUDA_OPS_INLINE vec<float> set(float x) { return vec<float>{x, x, x, x}; }
 CUDA_OPS_INLINE vec<double> set(double x) { return vec<double>{x, x}; }
 CUDA_OPS_INLINE vec<float> fma(vec<float> a, vec<float> b, vec<float> c) { return a * b + c; }
 CUDA_OPS_INLINE vec<double> fma(vec<double> a, vec<double> b, vec<double> c) { return a * b + c; }
-template <class V>
-CUDA_OPS_INLINE V larger(V a, V b) {
-  return a > b ? a : b;
-}
-template <class V>
-CUDA_OPS_INLINE V lesser(V a, V b) {
-  return a < b ? a : b;
-}
 template <class I>
 CUDA_OPS_INLINE uint32_t lanes_at_least(I a, I b) {
   uint32_t bits = 0;
