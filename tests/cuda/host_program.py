@@ -82,7 +82,7 @@ def with_fault(kind: str, folder: Path, file: str, changes: Sequence[tuple[str, 
     return link(kind, list(every.values()), folder / "program")
 
 
-def run(program: Path, order: int, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(program), str(order)], capture_output=True, text=True, timeout=300, env=environment or None
-    )
+def run(program: Path, order: int, *expected: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """With a file of what is `expected` the program ends, with 1, as soon as it prints something else."""
+    command = [str(program), str(order), *map(str, expected)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment or None)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import torch
 from environments import Environment, run, succeeded
 
-from build_support import cuda
+from build_support import compiler, cuda
 
 pytestmark = [
     pytest.mark.install,
@@ -34,6 +35,14 @@ def quick_compiler() -> dict[str, str]:
     flag = "--Ofast-compile"
     offered = subprocess.run([cuda.find_toolkit().nvcc, "--help"], capture_output=True, text=True, check=True).stdout
     return {"NVCC_APPEND_FLAGS": f"{flag}=max"} if flag in offered else {}
+
+
+def unoptimized(folder: Path) -> dict[str, str]:
+    """A C++ compiler that leaves out all optimizations: half the time, where what is built need not be fast."""
+    script = folder / "unoptimized"
+    script.write_text(f'#!/bin/sh\nexec {shlex.join(compiler.find_compiler() or [])} "$@" -O0\n', encoding="utf-8")
+    script.chmod(0o755)
+    return {"CXX": str(script)}
 
 
 NO_TOOLKIT = why_no_toolkit()
@@ -224,7 +233,7 @@ def test_source_distribution_and_wheel(
     """`python -m build`: the wheel is built from the source distribution, holds the four packages, and runs."""
     pytest.importorskip("build")
     command = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(project)]
-    succeeded(run(command, tmp_path, {"PIP_FIND_LINKS": str(wheelhouse)}))
+    succeeded(run(command, tmp_path, {"PIP_FIND_LINKS": str(wheelhouse)} | unoptimized(tmp_path)))
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as members:
         names = {name.partition("/")[2] for name in members.getnames()}
