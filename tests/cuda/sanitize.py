@@ -22,6 +22,7 @@ from refined_cases import refined  # noqa: E402
 CASES = [
     Case(B=3, H=4, H_kv=2, N=61, D=19, C=5, K=7, P=67, exact_below=12),
     Case(B=1, H=2, N=131, D=64, C=25, K=32, P=63, mask="holes"),
+    Case(B=1, H=1, N=300, D=136, C=130, K=7, P=63, mask="holes"),
 ]
 LONG = Case(B=1, H=1, N=2053, D=16, C=7, K=33, P=63, mask="holes")
 

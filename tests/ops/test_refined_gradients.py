@@ -20,6 +20,10 @@ CASES: list[dict[str, Any]] = [
     {"B": 2, "H": 6, "H_kv": 2, "N": 31, "D": 5, "C": 3, "K": 11, "M": 7, "W": 0},
     {"B": 6, "N": 23, "D": 64, "C": 5, "K": 16, "M": 3, "W": 1, "exact_below": 15},
     {"B": 2, "N": 17, "D": 31, "C": 29, "K": 0, "M": 31},
+    # more keys, cells, queries of a cluster, clusters, and longer heads than a GPU takes at a time
+    {"B": 2, "H": 1, "H_kv": 1, "N": 307, "D": 9, "C": 3, "K": 71, "M": 67, "W": 3},
+    {"B": 2, "H": 1, "H_kv": 1, "N": 97, "D": 3, "C": 41, "K": 2, "M": 3, "W": 9},
+    {"B": 2, "H": 1, "H_kv": 1, "N": 29, "D": 131, "C": 2, "K": 5, "M": 1},
 ]
 
 
