@@ -348,15 +348,16 @@ CUDA_OPS_DEVICE void assign_sample(const Sample<T>& own, Eight* memory, float* n
   }
 }
 
-// centroid c = the mean of size(c) rows, row i at position(c, i), summed in their order, and its half_norm; by eight lanes. One without rows stays.
-template <class T, class Size, class Position>
-CUDA_OPS_DEVICE void place_centroids(const Sample<T>& own, const Size& size_of, const Position& position) {
+// centroid c = the mean of size_of(c) rows, row i at positions_of(c)(i), summed in their order, and its half_norm; by eight lanes. One without rows stays.
+template <class T, class Size, class Positions>
+CUDA_OPS_DEVICE void place_centroids(const Sample<T>& own, const Size& size_of, const Positions& positions_of) {
   constexpr int LANES = PIECE / 8, AT_ONCE = 8;
   const int d = device::thread() % LANES * 8, D = own.D;
   const bool eights = own.element == 1 && own.token % 8 == 0 && D % 8 == 0 && uintptr_t(own.x) % 16 == 0;
   CUDA_OPS_UNROLL(1)
   for (int c0 = 0; c0 < own.C; c0 += SPLIT_THREADS / LANES) {
     const int c = c0 + device::thread() / LANES, size = c < own.C ? size_of(c) : 0;
+    const auto position = positions_of(c < own.C ? c : 0);
     float sum[8] = {};
     const auto add = [&](const Eight& row) {
       for (int i = 0; i < 8; ++i) sum[i] += i % 2 ? second_of(row.pairs[i / 2], T()) : first_of(row.pairs[i / 2], T());
@@ -365,12 +366,12 @@ CUDA_OPS_DEVICE void place_centroids(const Sample<T>& own, const Size& size_of, 
     for (int i0 = 0; i0 < size && eights && d < D; i0 += AT_ONCE) {
       Eight rows[AT_ONCE];
       CUDA_OPS_UNROLL(AT_ONCE)
-      for (int i = 0; i < AT_ONCE; ++i) rows[i] = i0 + i < size ? *reinterpret_cast<const Eight*>(own.x + position(c, i0 + i) * own.token + d) : Eight{};
+      for (int i = 0; i < AT_ONCE; ++i) rows[i] = i0 + i < size ? *reinterpret_cast<const Eight*>(own.x + position(i0 + i) * own.token + d) : Eight{};
       CUDA_OPS_UNROLL(AT_ONCE)
       for (int i = 0; i < AT_ONCE; ++i) add(rows[i]);
     }
     CUDA_OPS_UNROLL(1)
-    for (int i = 0; i < size && !eights; ++i) add(eight_of(own.x + position(c, i) * own.token, own.element, d, D));
+    for (int i = 0; i < size && !eights; ++i) add(eight_of(own.x + position(i) * own.token, own.element, d, D));
     float squares = 0;
     for (int i = 0; i < 8; ++i) {
       const float mean = size ? sum[i] / float(size) : 0;
@@ -393,14 +394,22 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCK(SPLIT_THREADS) sample_split(Side<T> first, Side<T
   const Side<T> side = is_first ? first : second;
   const Sample<T> own(side, device::block() - (is_first ? 0 : first_blocks), tokens, budgets, D, shared_rows, shared_ends);
   if (own.n == 0) return;
-  place_centroids(own, [](int) { return 1; }, [&](int c, int) { return own.start(tokens, c); });
+  const auto start = [&](int c) {
+    const int64_t token = own.start(tokens, c);
+    return [=](int) { return token; };
+  };
+  const auto members = [&](int c) {
+    const int32_t* listed = own.order + own.begin(c);
+    return [=](int i) { return int64_t(listed[i]); };
+  };
+  place_centroids(own, [](int) { return 1; }, start);
   if (rounds) own.list_positions(tokens);
   device::barrier();
   CUDA_OPS_UNROLL(1)
   for (int64_t round = 0; round < rounds; ++round) {
     assign_sample(own, memory, norms);
     list_members<SPLIT_THREADS>(own.assigned, own.positions, own.S, own.C, sums, own.ends, own.order);
-    place_centroids(own, [&](int c) { return own.ends[c] - own.begin(c); }, [&](int c, int i) { return int64_t(own.order[own.begin(c) + i]); });
+    place_centroids(own, [&](int c) { return own.ends[c] - own.begin(c); }, members);
   }
 }
 
@@ -452,8 +461,8 @@ CUDA_OPS_KERNEL CUDA_OPS_BLOCKS(ASSIGN_THREADS, 4) assign_split(Side<T> first, S
   const Side<T> side = is_first ? first : second;
   const int64_t N = tokens.N, tiles = (N + SPLIT_ROWS<T> - 1) / SPLIT_ROWS<T>, head_blocks = (tiles + each - 1) / each;
   const int64_t block = device::block() - (is_first ? 0 : first_blocks), head = block / head_blocks, b = head / side.heads;
-  const int64_t begin = block % head_blocks * each, end = smaller(tiles, begin + each);
-  const int C = int(clusters_of(side, step_of(budgets, count_of(tokens, b))));
+  const int64_t begin = block % head_blocks * each, end = smaller(tiles, begin + each), n = count_of(tokens, b);
+  const int C = n ? int(clusters_of(side, step_of(budgets, n))) : 0;  // without tokens no centroid was placed
   const int t = device::thread(), lane = t % WARP;
   const T* start = side.x.base + side.x.offset(b, head % side.heads, 0, 0);
   CUDA_OPS_UNROLL(1)

@@ -134,7 +134,7 @@ class MatrixTile {
   }
 
   // Adds the products of rows and columns of which one or both are float32, whatever their length, as sums of those of their parts: with two PARTS right to about
-  // 2^-16, with three as float32 is. Of the columns the first `count` are wanted.
+  // 2^-16, with three almost as float32 is, but that a tensor core cuts off its sums. Of the columns the first `count` are wanted.
   template <int PARTS, class Rows, class Columns>
   CUDA_OPS_DEVICE static void multiply_parts(const Rows& rows, const Columns& columns, int64_t D, int64_t count, TileQuad* memory, Numbers& sum) {
     constexpr int LENGTH = 32, PART = TILE * (LENGTH / 8 + 1), ROW_PARTS = PARTS_OF<Rows, PARTS>, COLUMN_PARTS = PARTS_OF<Columns, PARTS>;
