@@ -118,7 +118,7 @@ class MatrixAttention {
         CUDA_OPS_UNROLL(Keys::PARTS)
         for (int part = 0; part < Keys::PARTS && busy; ++part) multiply_keys(part * PART + first, tiles, weights, part > 0);
         if (Keys::PARTS > 1 || TEAM > 1) device::barrier();  // what keys keep of their logits, and a team exchanges, lies where they did
-        if constexpr (TEAM > 1) add_up(tiles, weights);
+        if constexpr (TEAM > 1) add_up(tiles, busy, weights);
         if (!busy) continue;
         float most[2] = {largest_[0], largest_[1]};
         CUDA_OPS_UNROLL(KEY_TILES)
@@ -241,18 +241,18 @@ class MatrixAttention {
   }
 
   // From the products of each warp of a team to their sums: the same bits for both, whichever comes first. They lie at the end of the memory of the keys,
-  // behind what keys keep.
-  CUDA_OPS_DEVICE void add_up(int tiles, float (&sum)[KEY_TILES][4]) {
+  // behind what keys keep. A team without queries has none: both of its warps are busy, or neither.
+  CUDA_OPS_DEVICE void add_up(int tiles, bool busy, float (&sum)[KEY_TILES][4]) {
     static_assert(TEAM == 2 && KEY_TILES * THREADS <= KEYS_OF_TILE * STRIDE / 8);
     Quad* const products = reinterpret_cast<Quad*>(values_) + device::thread();
     CUDA_OPS_UNROLL(KEY_TILES)
     for (int n = 0; n < KEY_TILES; ++n)
-      if (n < tiles) products[-(n + 1) * THREADS] = {sum[n][0], sum[n][1], sum[n][2], sum[n][3]};
+      if (n < tiles && busy) products[-(n + 1) * THREADS] = {sum[n][0], sum[n][1], sum[n][2], sum[n][3]};
     device::barrier();
     const Quad* const others = reinterpret_cast<Quad*>(values_) + (device::thread() ^ WARP);
     CUDA_OPS_UNROLL(KEY_TILES)
     for (int n = 0; n < KEY_TILES; ++n) {
-      if (n >= tiles) continue;
+      if (n >= tiles || !busy) continue;
       const Quad other = others[-(n + 1) * THREADS];
       CUDA_OPS_UNROLL(4)
       for (int i = 0; i < 4; ++i) sum[n][i] += other.at[i];
