@@ -4,9 +4,10 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 import cuda_ops
-from bert_cluster.config import ClusterConfig, LayerSettings
+from bert_cluster.config import FULL, ClusterConfig, LayerSettings
 from bert_cluster.errors import ConfigError
 from bert_cluster.planes import random_planes
+from cuda_ops import operator_checks
 
 
 def attention(
@@ -31,15 +32,19 @@ def attention(
         (B, H, N, D) of q's dtype.
 
     Raises:
-        ConfigError: `config.layers` is not empty.
+        ConfigError: `config` is no ClusterConfig, or has `layers`.
         TypeError, ValueError: tensors that do not fit each other.
     """
     config = ClusterConfig() if config is None else config
+    if not isinstance(config, ClusterConfig):
+        raise ConfigError(f"config must be a ClusterConfig or None, got {type(config).__name__}.")
     if config.layers:
         raise ConfigError(
             "attention() is one layer and takes settings without `layers`; use config.for_layer's values."
         )
     settings = config.for_layer(0)
+    if settings.method == FULL:  # the other methods' operators check what they take
+        operator_checks.full_attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
     planes = random_planes(settings.bits, q.shape[-1], settings.seed).to(q.device) if settings.hashes else None
     return run_layer(q, k, v, mask, settings, planes, scale)
 

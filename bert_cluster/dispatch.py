@@ -98,8 +98,8 @@ def clustered_attention(
     if module.training and dropout > 0:
         layer.warn_once(
             AttentionDropoutWarning,
-            f"Clustered layers train without attention dropout; the model asks for {dropout}. Set "
-            f"attention_probs_dropout_prob=0 in its configuration to say that this is meant.",
+            f"Clustered layers train without attention dropout; the model asks for {dropout}. Load it with "
+            f"{_dropout_setting(module)}=0 to say that this is meant.",
         )
     query, key, value = _one_dtype(query, key, value)
     out = run_layer(query, key, value, mask, layer.settings, _planes(module), scaling)
@@ -171,6 +171,12 @@ def _more_than_padding(module: nn.Module, kwargs: dict[str, Any]) -> str | None:
         if kwargs.get(name) is not None:
             return f"{name} changes the scores"
     return None
+
+
+def _dropout_setting(module: nn.Module) -> str:
+    """What the family calls the dropout of attention weights."""
+    config = getattr(module, "config", None)
+    return "attention_dropout" if hasattr(config, "attention_dropout") else "attention_probs_dropout_prob"
 
 
 def _exact(

@@ -20,6 +20,12 @@ _DISPATCH = "ALL_ATTENTION_FUNCTIONS.get_interface("
 SCORE_KEYWORDS = ("position_bias", "softcap", "s_aux", "sinks")
 # Families that hand their padding mask over as numbers to add, (B, 1, 1, N), and nothing else in it.
 ADDITIVE_PADDING = ("layoutlm", "markuplm")
+# Towers that take the output at the last place of the batch for the text's, padding or not: clustered attention has none there.
+POOLING_AT_PADDING = ("siglip_text_model", "siglip2_text_model")
+_WITH_A_DECODER = (
+    "{kind} is an encoder with a decoder; clustered attention is for encoders. Patch its encoder alone "
+    "(model.get_encoder()), if that has plain self-attention."
+)
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,9 @@ def attention_modules(model: PreTrainedModel) -> tuple[AttentionModule, ...]:
     """
     kind = f"{type(model).__name__} ({model.config.model_type})"
     _refuse_decoders(model, kind)
+    _refuse_pooling(model, kind)
     found = tuple(
-        AttentionModule(name, module, _exemption(module))
+        AttentionModule(name, module, _exemption(name, module))
         for name, module in model.named_modules()
         if _dispatches(module)
     )
@@ -112,8 +119,9 @@ def _dispatches(module: nn.Module) -> bool:
     return _DISPATCH in _forward_source(module)
 
 
-def _exemption(module: nn.Module) -> str | None:
-    if "cross" in type(module).__name__.lower() or getattr(module, "is_cross_attention", False):
+def _exemption(name: str, module: nn.Module) -> str | None:
+    called = f"{name} {type(module).__name__}".lower().replace("_", "")
+    if "crossatt" in called or getattr(module, "is_cross_attention", False):
         return "cross-attention"
     if getattr(module, "sliding_window", None) is not None:
         return "a sliding window"
@@ -124,10 +132,7 @@ def _refuse_decoders(model: PreTrainedModel, kind: str) -> None:
     config = model.config
     looks_back = any(getattr(module, "is_decoder", False) is True for module in model.modules())
     if looks_back and getattr(config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(
-            f"{kind} is an encoder with a decoder; clustered attention is for encoders. Patch its encoder alone "
-            f"(model.get_encoder()), if that has plain self-attention."
-        )
+        raise UnsupportedModelError(_WITH_A_DECODER.format(kind=kind))
     for name, module in model.named_modules():
         if getattr(getattr(module, "config", None), "is_decoder", False):
             raise UnsupportedModelError(
@@ -135,9 +140,22 @@ def _refuse_decoders(model: PreTrainedModel, kind: str) -> None:
                 f"all tokens. Load it with is_decoder=False if it is meant as an encoder."
             )
         source = _forward_source(module)
+        if "create_causal_mask" in source and getattr(config, "is_encoder_decoder", False):
+            raise UnsupportedModelError(_WITH_A_DECODER.format(kind=kind))
         if "create_causal_mask" in source and "create_bidirectional_mask" not in source:
             raise UnsupportedModelError(
                 f"{kind} has causal attention (in {type(module).__name__}); clustered attention looks at all tokens. Use an encoder."
+            )
+
+
+def _refuse_pooling(model: PreTrainedModel, kind: str) -> None:
+    for name, module in model.named_modules():
+        family = getattr(getattr(module, "config", None), "model_type", None)
+        if family in POOLING_AT_PADDING:
+            raise UnsupportedModelError(
+                f"{kind} takes what stands at the last place for the whole text, also where that is padding ({family}"
+                f"{f' in {name}' if name else ''}); clustered attention gives padding no output. Patch another part of it alone, "
+                f"such as its vision_model."
             )
 
 

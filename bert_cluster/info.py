@@ -9,6 +9,8 @@ from bert_cluster import dispatch
 from bert_cluster.config import Budget
 from bert_cluster.families import encoder_of
 
+BYPASSED = "bypassed"
+
 
 @dataclass(frozen=True)
 class LayerInfo:
@@ -18,7 +20,8 @@ class LayerInfo:
         name: dotted, within the transformers model.
         method: what it runs; "full" is exact attention through SDPA.
         budgets: the method's budgets by name, "auto" where each text's length decides, and exact_below where it is not 0.
-        backend: what the operators run on for this layer's device and dtype.
+        backend: what the operators run on for this layer's device and dtype; "bypassed (NAME)" where the model was set to
+            another attention, which then runs instead: `bert_cluster.patch` again makes it clustered.
         calls: how often it ran "clustered", "exact" (full layers, masks that are no padding masks, calls that asked for
             attention weights) and on the "reference". Rows below exact_below are decided inside the operator and count
             as clustered; calls inside a compiled or exported graph are not seen.
@@ -50,6 +53,10 @@ class ModelInfo:
             calls = f"{layer.calls['clustered']:>9}  {layer.calls['exact']:>5}  {layer.calls['reference']:>9}"
             lines.append(f"{layer.name:<{width}}  {layer.method:<18}  {budgets:<{room}}  {layer.backend:<12}  {calls}")
         lines.append("Calls inside a compiled or exported graph are not counted.")
+        if any(layer.backend.startswith(BYPASSED) for layer in self.layers):
+            lines.append(
+                "Bypassed: the model was set to another attention, which runs instead and is exact. Call patch(model) again."
+            )
         return "\n".join(lines)
 
 
@@ -63,14 +70,18 @@ def info(model: nn.Module) -> ModelInfo:
         UnsupportedModelError: it holds no transformers model.
     """
     layers = []
-    for name, module in encoder_of(model).named_modules():
+    encoder = encoder_of(model)
+    for name, module in encoder.named_modules():
         layer: dispatch.Layer | None = vars(module).get(dispatch.LAYER)
         if layer is None:
             continue
         settings = layer.settings
-        parameter = next(module.parameters())
+        like = next(module.parameters(), encoder)  # quantized layers have no parameters
         clustered = settings.method != "full"
-        backend = cuda_ops.backend_for(parameter.device.type, parameter.dtype) if clustered else "sdpa"
+        backend = cuda_ops.backend_for(like.device.type, like.dtype) if clustered else "sdpa"
+        running = getattr(getattr(module, "config", None), "_attn_implementation", dispatch.NAME)
+        if running != dispatch.NAME:
+            backend = f"{BYPASSED} ({running})"
         budgets = settings.budgets() | ({"exact_below": settings.exact_below} if settings.exact_below else {})
         layers.append(LayerInfo(name, settings.method, budgets, backend, dict(layer.calls)))
     return ModelInfo(tuple(layers))

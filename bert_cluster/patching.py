@@ -20,6 +20,7 @@ from bert_cluster.families import (
     shares_layers,
 )
 from bert_cluster.planes import random_planes
+from cuda_ops.checks import LARGEST_HEAD_SIZE
 
 _STATE = "_bert_cluster_patch"  # attribute of a patched transformers model: its Patch
 
@@ -113,7 +114,8 @@ def patch(
     chosen = ClusterConfig(**given) if given else config or stored_settings(encoder.config) or ClusterConfig()
     settings = _settings_by_module(encoder, modules, chosen)
     _refuse_states(encoder)
-    buffers = {each.name: _planes_of(each, settings[each.name]) for each in modules}
+    _refuse_long_heads(encoder, modules, settings)
+    buffers = {each.name: _planes_of(each, settings[each.name], encoder) for each in modules}
 
     if is_patched(encoder):
         unpatch(model)
@@ -146,14 +148,18 @@ def unpatch(model: Model) -> Model:
             if part_of
             else f"This {type(encoder).__name__} is not patched: there is nothing to undo."
         )
+    changes = [_changes(each) for each in state.configs]
     for module in encoder.modules():
         if dispatch.LAYER in vars(module):
             delattr(module, dispatch.LAYER)
         if dispatch.PLANES in module._buffers:
             delattr(module, dispatch.PLANES)
     originals = {id(each.own): each.original for each in state.configs}
-    for each in state.configs:
-        _carry_changes(each)
+    for each, (changed, deleted) in zip(state.configs, changes, strict=True):
+        for name, value in changed.items():
+            setattr(each.original, name, value)
+        for name in deleted:
+            vars(each.original).pop(name, None)
         vars(each.original).pop(CONFIG_KEY, None)
         if each.original._attn_implementation == dispatch.NAME:  # loaded under our name: exact from now on
             each.original._attn_implementation_internal = "sdpa" if encoder._supports_sdpa else "eager"
@@ -192,8 +198,9 @@ def _settings_by_module(
 ) -> dict[str, LayerSettings]:
     if config.layers and shares_layers(encoder, modules):
         raise ConfigError(
-            f"{type(encoder).__name__} shares one attention module among its layers, so `layers` cannot tell them apart. "
-            f"Give settings for all layers only."
+            f"{type(encoder).__name__} has attention modules for {len(modules)} of {encoder.config.num_hidden_layers} "
+            f"layers (num_hidden_layers), so `layers` cannot tell its layers apart. Give settings for all layers only; or, if layers "
+            f"were removed from the model, set num_hidden_layers in its configuration to how many are left."
         )
     unknown = [index for index in config.layers if index >= len(modules)]
     if unknown:
@@ -234,22 +241,43 @@ def _refuse_states(encoder: PreTrainedModel) -> None:
             "output_attentions=True gives exact weights."
         )
     if any(parameter.is_meta for parameter in encoder.parameters()):
+        if any(hasattr(module, "_hf_hook") for module in encoder.modules()):
+            raise UnsupportedModelError(
+                "Weights of the model are offloaded by accelerate and are not there. Patch the model first, then offload it."
+            )
         raise UnsupportedModelError("The model is on the meta device and has no weights yet. Load them, then patch.")
 
 
-def _planes_of(each: AttentionModule, settings: LayerSettings) -> Any:
+def _refuse_long_heads(
+    encoder: PreTrainedModel, modules: tuple[AttentionModule, ...], settings: Mapping[str, LayerSettings]
+) -> None:
+    for each in modules:
+        size = _own_head_size(each)
+        if settings[each.name].method != "full" and size is not None and size > LARGEST_HEAD_SIZE:
+            raise UnsupportedModelError(
+                f"{each.name} of this {type(encoder).__name__} has heads of {size} numbers; clustered attention takes at most "
+                f"{LARGEST_HEAD_SIZE}. Use a model with more or smaller heads."
+            )
+
+
+def _planes_of(each: AttentionModule, settings: LayerSettings, encoder: PreTrainedModel) -> Any:
     if not settings.hashes:
         return None
-    device = next(each.module.parameters()).device
+    device = next(each.module.parameters(), encoder).device  # quantized layers have no parameters
     return dispatch.planes_buffer(random_planes(settings.bits, head_size(each), settings.seed)).to(device)
+
+
+def _own_head_size(each: AttentionModule) -> int | None:
+    """D as the attention module itself says it, if it does."""
+    sizes = (getattr(each.module, name, None) for name in ("head_dim", "attention_head_size", "dim_head"))
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 def head_size(each: AttentionModule) -> int:
     """D of an attention module."""
-    for name in ("head_dim", "attention_head_size", "dim_head"):
-        size = getattr(each.module, name, None)
-        if isinstance(size, int):
-            return size
+    own = _own_head_size(each)
+    if own is not None:
+        return own
     config: Any = each.module.config
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(size)
@@ -269,9 +297,20 @@ def _own_configs(model: nn.Module, encoder: PreTrainedModel) -> list[OwnConfig]:
     return list(made.values())
 
 
-def _carry_changes(config: OwnConfig) -> None:
-    """What the user changed in the configuration while the model was patched stays changed."""
+def _changes(config: OwnConfig) -> tuple[dict[str, Any], set[str]]:
+    """What the user changed in the configuration while the model was patched, and what they deleted: it stays so."""
     ours = {CONFIG_KEY, "_attn_implementation_internal"}
-    for name, value in vars(config.own).items():
-        if name not in ours and not isinstance(value, PretrainedConfig) and config.before.get(name) != value:
-            setattr(config.original, name, value)
+    changed = {
+        name: value
+        for name, value in vars(config.own).items()
+        if name not in ours and not isinstance(value, PretrainedConfig) and not _same(config.before.get(name), value)
+    }
+    return changed, config.before.keys() - vars(config.own).keys() - ours
+
+
+def _same(before: Any, now: Any) -> bool:
+    """Whether two values are known to be equal; arrays and tensors do not say it in one word."""
+    try:
+        return bool(before == now)
+    except (RuntimeError, TypeError, ValueError):
+        return False

@@ -1,8 +1,10 @@
 """Patching in place and undoing it: what changes, what does not, and what `info` says."""
 
 import copy
+import warnings
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import SIZES, batch, everything, hidden, on_valid, same_tensors, tiny_bert, tiny_model
@@ -12,7 +14,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 import bert_cluster
 from bert_cluster import AttentionWeightsError, ClusterConfig, NotPatchedError, dispatch
-from bert_cluster.errors import ExactAttentionWarning
+from bert_cluster.errors import ConfigError, ExactAttentionWarning
 
 SMALL = {"method": "improved-clustered", "clusters": 2, "topk": 1}
 TOLERANCE = 2e-5  # exact attention in another order of summation, relative to the largest value
@@ -382,3 +384,64 @@ def test_calls_on_the_reference_are_counted_as_such(on_reference: None, monkeypa
     model = bert_cluster.patch(tiny_bert(), **SMALL)
     hidden(model, batch())
     assert bert_cluster.info(model).layers[0].calls == {"clustered": 0, "exact": 0, "reference": 1}
+
+
+def test_another_attention_in_its_place_is_shown() -> None:
+    model = bert_cluster.patch(tiny_bert(), **SMALL)
+    model.set_attn_implementation("sdpa")
+    assert [layer.backend for layer in bert_cluster.info(model).layers] == ["bypassed (sdpa)"] * 2
+    assert "Call patch(model) again." in str(bert_cluster.info(model))
+    bert_cluster.patch(model, **SMALL)
+    assert not any("bypassed" in layer.backend for layer in bert_cluster.info(model).layers)
+
+
+def test_a_quantized_model() -> None:
+    """Its linear layers have no parameters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao is to move to another package
+        model = torch.ao.quantization.quantize_dynamic(tiny_bert(), {torch.nn.Linear})
+        bert_cluster.patch(model, **SMALL)
+        hidden(model, batch())
+    assert calls(model) == [(1, 0)] * 2
+    assert all(layer.backend.startswith(("cpu-", "reference")) for layer in bert_cluster.info(model).layers)
+
+
+@pytest.mark.parametrize("value", [torch.tensor([1.0, 2.0]), np.array([1.0, 2.0])], ids=["tensor", "array"])
+def test_unpatching_with_numbers_in_the_configuration(value: Any) -> None:
+    model = tiny_bert()
+    model.config.class_weights = value
+    expected = hidden(model, batch())
+    bert_cluster.patch(model, **SMALL)
+    model.config.class_weights = value * 2
+    bert_cluster.unpatch(model)
+    assert model.config.class_weights.tolist() == [2.0, 4.0]
+    assert torch.equal(hidden(model, batch()), expected)
+
+
+def test_what_is_deleted_from_the_configuration_stays_away() -> None:
+    model = tiny_bert()
+    model.config.extra = 3
+    bert_cluster.patch(model, **SMALL)
+    del model.config.extra
+    assert not hasattr(bert_cluster.unpatch(model).config, "extra")
+
+
+def test_full_attention_checks_what_it_is_given() -> None:
+    x, full = torch.randn(1, 2, 5, 3), ClusterConfig(method="full")
+    with pytest.raises(TypeError, match="mask must be a bool tensor"):
+        bert_cluster.attention(x, x, x, torch.ones(1, 5), config=full)
+    with pytest.raises(ConfigError, match="config must be a ClusterConfig or None, got str"):
+        bert_cluster.attention(x, x, x, config="clustered")  # type: ignore[arg-type]
+
+
+def test_cross_attention_by_its_place() -> None:
+    """BLIP-2's class does not say it in its name."""
+    from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+    settings = {**SIZES, "encoder_hidden_size": 32, "cross_attention_frequency": 1}
+    model = bert_cluster.patch(Blip2QFormerModel(Blip2QFormerConfig(**settings)), **SMALL)
+    methods = {layer.name: layer.method for layer in bert_cluster.info(model).layers}
+    assert {name for name, method in methods.items() if method == "full"} == {
+        name for name in methods if "cross" in name
+    }
+    assert len(set(methods.values())) == 2

@@ -147,7 +147,7 @@ def test_albert_has_no_layers_of_its_own() -> None:
     model = tiny_model("albert")
 
     def refusal() -> None:
-        with pytest.raises(ConfigError, match="AlbertModel shares one attention module among its layers"):
+        with pytest.raises(ConfigError, match="AlbertModel has attention modules for 1 of 2 layers"):
             bert_cluster.patch(model, layers={0: {"clusters": 3}})
 
     unchanged_by(refusal, model)
@@ -224,3 +224,58 @@ def test_unpatching_what_is_not_patched() -> None:
         assert isinstance(caught.value, RuntimeError)
 
     unchanged_by(refusal, model)
+
+
+def test_a_tower_that_reads_its_output_at_padding() -> None:
+    siglip = pytest.importorskip("transformers").SiglipTextModel
+    config = siglip.config_class(**{**SIZES, "projection_size": 32})
+    with pytest.raises(UnsupportedModelError, match="takes what stands at the last place for the whole text"):
+        bert_cluster.patch(siglip(config))
+
+
+def test_heads_that_are_too_long() -> None:
+    model = tiny_bert(hidden_size=514, num_attention_heads=2)
+
+    def refusal() -> None:
+        with pytest.raises(
+            UnsupportedModelError, match="has heads of 257 numbers; clustered attention takes at most 256"
+        ):
+            bert_cluster.patch(model)
+
+    unchanged_by(refusal, model)
+
+
+def test_layers_that_were_removed() -> None:
+    model = tiny_bert(num_hidden_layers=3)
+    model.encoder.layer = model.encoder.layer[:2]
+    with pytest.raises(ConfigError, match="modules for 2 of 3 layers .* set num_hidden_layers in its configuration"):
+        bert_cluster.patch(model, layers={0: {"clusters": 3}})
+    model.config.num_hidden_layers = 2
+    bert_cluster.patch(model, layers={0: {"clusters": 3}})
+
+
+def test_an_offloaded_model() -> None:
+    from accelerate import cpu_offload
+
+    model = tiny_bert()
+    cpu_offload(model, "cpu")
+    with pytest.raises(UnsupportedModelError, match="offloaded by accelerate .* Patch the model first"):
+        bert_cluster.patch(model)
+
+
+def test_a_decoder_that_attends_to_both_sides_at_once() -> None:
+    """T5Gemma2's decoder joins the two masks, and none of its modules says that it is a decoder."""
+    text = {**SIZES, "num_key_value_heads": 2, "head_dim": 8}
+    images = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 16,
+    }
+    config = transformers.T5Gemma2Config(
+        encoder={"text_config": text, "vision_config": {**images, "patch_size": 8}, "mm_tokens_per_image": 4},
+        decoder=text,
+    )
+    with pytest.raises(UnsupportedModelError, match="T5Gemma2Model .* is an encoder with a decoder"):
+        bert_cluster.patch(transformers.T5Gemma2Model(config))

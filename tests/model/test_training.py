@@ -79,7 +79,9 @@ def test_a_training_step_moves_every_weight_of_the_attention() -> None:
 
 def test_training_with_dropout_is_clustered_and_warns_once() -> None:
     model = bert_cluster.patch(classifier(attention_probs_dropout_prob=0.3), **BUDGETS).train()
-    with pytest.warns(AttentionDropoutWarning, match="asks for 0.3. Set attention_probs_dropout_prob=0") as caught:
+    with pytest.warns(
+        AttentionDropoutWarning, match="asks for 0.3. Load it with attention_probs_dropout_prob=0"
+    ) as caught:
         for _ in range(2):
             model(**batch(), labels=torch.tensor([0, 1, 1])).loss.backward()
     assert len(caught) == 1
