@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 import bert_cluster
+from bert_cluster.config import FULL
 from bert_cluster.evaluation.backends import operators_here
 from bert_cluster.evaluation.batches import CHUNK_TOKENS, Collator, Input, Plan, plan_batches
 from bert_cluster.evaluation.checkpoints import Checkpoint
@@ -102,7 +103,8 @@ def compare(
         for method in methods:
             store.open_method(method.name, method.settings())
     runs = _run_all(options, job, methods, processes, store, load)
-    return Comparison(runs if processes.is_main else [], plan, model_facts, environment, exact_notes(methods, lengths))
+    notes = exact_notes(methods, lengths, checkpoint.config.num_hidden_layers)
+    return Comparison(runs if processes.is_main else [], plan, model_facts, environment, notes)
 
 
 def _identity(
@@ -121,18 +123,47 @@ def _identity(
     }
 
 
-def exact_notes(methods: Sequence[Method], lengths: Sequence[Sequence[int]]) -> list[str]:
-    """How many inputs are so short that `exact_below` has them computed exactly: the operator decides it, unseen."""
+def exact_notes(methods: Sequence[Method], lengths: Sequence[Sequence[int]], layers: int) -> list[str]:
+    """How many inputs are so short that `exact_below` has them computed exactly: the operator decides it, unseen.
+
+    One note for a method, or one for each group of layers where their `exact_below` differs.
+    """
+    every = [length for part in lengths for length in part]
     notes = []
     for method in methods:
-        below = 0 if method.config is None else method.config.exact_below
-        short = sum(length < below for part in lengths for length in part)
-        if short:
-            notes.append(
-                f"{method.name}: {short:,} of {sum(map(len, lengths)):,} inputs have fewer than exact_below={below} "
-                "tokens and ran exact attention."
-            )
+        groups = _layers_by_exact_below(method, layers)
+        for below, indices in sorted(groups.items()):
+            short = sum(length < below for length in every)
+            if short:
+                place = f", {_named_layers(indices)}" if len(groups) > 1 else ""
+                notes.append(
+                    f"{method.name}{place}: {short:,} of {len(every):,} inputs have fewer than exact_below={below} "
+                    "tokens and ran exact attention."
+                )
     return notes
+
+
+def _layers_by_exact_below(method: Method, layers: int) -> dict[int, list[int]]:
+    """The layers of each `exact_below`, without those whose method is full."""
+    groups: dict[int, list[int]] = {}
+    if method.config is not None:
+        for index in range(layers):
+            settings = method.config.for_layer(index)
+            if settings.method != FULL:
+                groups.setdefault(settings.exact_below, []).append(index)
+    return groups
+
+
+def _named_layers(indices: Sequence[int]) -> str:
+    """Layers in ascending order, neighbours as a range: "layers 0 to 2, 5"."""
+    ranges: list[list[int]] = []
+    for index in indices:
+        if ranges and ranges[-1][-1] == index - 1:
+            ranges[-1].append(index)
+        else:
+            ranges.append([index])
+    shown = [f"{one[0]} to {one[-1]}" if len(one) > 1 else str(one[0]) for one in ranges]
+    return f"layer{'' if len(indices) == 1 else 's'} {', '.join(shown)}"
 
 
 def _run_all(
