@@ -38,7 +38,8 @@ def draw(results: Results, path: Path) -> None:
     if any(result.differences for result in results.methods):
         figure.supxlabel("whiskers: 95 % interval of the difference to full, around the score", fontsize=8)
     figure.suptitle(
-        f"{results.task['title']}: {Path(results.model['name']).name}, {results.data['examples']:,} examples"
+        f"{results.task['title']}: {Path(results.model['name']).name}, {results.data['examples']:,} examples",
+        parse_math=False,  # a name may hold a $
     )
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)

@@ -135,6 +135,12 @@ def test_the_picture_is_a_png(results: Results, labelled: bool, tmp_path: Path) 
     assert len(content) > 10_000
 
 
+def test_a_name_is_no_formula(results: Results, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    draw(dataclasses.replace(results, model={"name": r"a$b_{c$"}), tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").exists()
+
+
 def test_a_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match="pip install matplotlib, or add --no_plot"):
