@@ -7,7 +7,7 @@ from typing import Any
 
 from bert_cluster.evaluation import options as flags
 from bert_cluster.evaluation.checkpoints import Checkpoint, find_checkpoint
-from bert_cluster.evaluation.command import check_options, print_notes, run_command, write_results
+from bert_cluster.evaluation.command import check_options, hold_output, print_notes, run_command, write_results
 from bert_cluster.evaluation.compare import Question, compare
 from bert_cluster.evaluation.errors import CheckpointError, OptionError
 from bert_cluster.evaluation.methods import choose_methods
@@ -44,13 +44,13 @@ def new_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = new_parser().parse_args(argv)
-    return run_command("glue-eval", lambda: evaluate(options))
+    return run_command("glue-eval", options.output_dir, lambda: evaluate(options))
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """Everything that the flags ask for."""
     check_options(options)
-    with join_processes(options.device) as processes:
+    with join_processes(options.device) as processes, hold_output(options, processes):
         push = _evaluate(options, processes)
     push()  # outside: no other process waits for an upload
 

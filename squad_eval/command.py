@@ -14,6 +14,7 @@ from bert_cluster.evaluation.bootstrap import Difference, paired_differences
 from bert_cluster.evaluation.checkpoints import Checkpoint, find_checkpoint
 from bert_cluster.evaluation.command import (
     check_options,
+    hold_output,
     metrics_of,
     print_notes,
     run_command,
@@ -59,7 +60,7 @@ def new_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = new_parser().parse_args(argv)
-    return run_command("squad-eval", lambda: evaluate(options))
+    return run_command("squad-eval", options.output_dir, lambda: evaluate(options))
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Answered:
 def evaluate(options: argparse.Namespace) -> None:
     """Everything that the flags ask for."""
     check_options(options)
-    with join_processes(options.device) as processes:
+    with join_processes(options.device) as processes, hold_output(options, processes):
         push = _evaluate(options, processes)
     push()  # outside: no other process waits for an upload
 

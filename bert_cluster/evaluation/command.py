@@ -1,23 +1,26 @@
 """What both commands do around their own task: errors in one sentence, and the files that users of the examples know."""
 
 import argparse
-import errno
+import stat
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from bert_cluster.errors import BertClusterError
 from bert_cluster.evaluation.errors import OptionError
+from bert_cluster.evaluation.lock import sole_run
 from bert_cluster.evaluation.plot import draw, require_matplotlib
+from bert_cluster.evaluation.processes import Processes
 from bert_cluster.evaluation.report import markdown, terminal
 from bert_cluster.evaluation.results import Results, finite
 from bert_cluster.evaluation.runner import MethodRun
-from bert_cluster.evaluation.store import write_json, write_text
+from bert_cluster.evaluation.store import REPORT, has_finished_chunks, write_json, write_text
 from bert_cluster.hub.results import FILE, PLOT
 
 
-def run_command(name: str, run: Callable[[], None]) -> int:
+def run_command(name: str, output_dir: str, run: Callable[[], None]) -> int:
     """Call `run`; turn the user's mistakes into one line on stderr and exit status 2."""
     try:
         run()
@@ -25,9 +28,8 @@ def run_command(name: str, run: Callable[[], None]) -> int:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-            raise
-        print(f"{name}: error: {error}. What is finished is stored: the same command continues.", file=sys.stderr)
+        advice = " What is finished is stored: the same command continues." if _is_begun(output_dir) else ""
+        print(f"{name}: error: {error}.{advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         told = " ".join(
@@ -38,17 +40,41 @@ def run_command(name: str, run: Callable[[], None]) -> int:
     return 0
 
 
+def _is_begun(output_dir: str) -> bool:
+    try:
+        return has_finished_chunks(output_dir)
+    except OSError:
+        return False
+
+
 def check_options(options: argparse.Namespace) -> None:
     """Everything about the shared flags that can be refused before data or model are touched."""
     if options.validation_file and options.test_file:
         raise OptionError("--validation_file and --test_file are both given. Evaluate them one after the other.")
     if options.dataset_name and (options.validation_file or options.test_file):
         raise OptionError("--dataset_name and a local file are both given. Choose one.")
-    output = Path(options.output_dir)
-    if output.exists() and not output.is_dir():
-        raise OptionError(f"--output_dir {output} is a file. Give a folder.")
+    _check_output(options.output_dir)
     if not options.no_plot:
         require_matplotlib()
+
+
+def _check_output(given: str) -> None:
+    if not given:
+        raise OptionError("--output_dir is empty. Give a folder.")
+    try:
+        if not stat.S_ISDIR(Path(given).stat().st_mode):
+            raise OptionError(f"--output_dir {given} is a file. Give a folder.")
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise OptionError(f"--output_dir {given} cannot be a folder: {error.strerror}. Give another.") from error
+
+
+@contextmanager
+def hold_output(options: argparse.Namespace, processes: Processes) -> Iterator[None]:
+    """Keep other runs out of OUTPUT_DIR; the main process does it for the whole launch."""
+    with sole_run(options.output_dir) if processes.is_main else nullcontext():
+        yield
 
 
 def metrics_of(scores: Mapping[str, float], run: MethodRun, part: int, samples: int, batches: int) -> dict[str, Any]:
@@ -77,11 +103,12 @@ def write_metrics(folder: Path, metrics: Mapping[str, Any]) -> None:
 def write_results(results: Results, output_dir: str | Path, *, plot: bool) -> None:
     """The files that compare the methods, and the table on stdout."""
     folder = Path(output_dir)
+    (folder / PLOT).unlink(missing_ok=True)  # an older one, of other results
+    write_json(folder / FILE, results.to_dict())
+    write_text(folder / REPORT, markdown(results, plot=PLOT if plot else None))
     if plot:
         draw(results, folder / PLOT)
-    write_text(folder / "report.md", markdown(results, plot=PLOT if plot else None))
-    write_json(folder / FILE, results.to_dict())
-    written = ["report.md", FILE, *([PLOT] if plot else [])]
+    written = [REPORT, FILE, *([PLOT] if plot else [])]
     print(f"\n{terminal(results)}\nIn {folder}: {', '.join(written)}, and a folder for each method.")
 
 

@@ -96,12 +96,8 @@ def compare(
         question.per_token,
         tuple(map(len, lengths)),
     )
-    store = Store(options.output_dir)
-    if processes.is_main:
-        identity = _identity(options, question, {**model_facts, "files": dict(checkpoint.fingerprint)}, environment)
-        store.open(identity, overwrite=options.overwrite_output_dir)
-        for method in methods:
-            store.open_method(method.name, method.settings())
+    identity = _identity(options, question, {**model_facts, "files": dict(checkpoint.fingerprint)}, environment)
+    store = Store(options.output_dir, identity, {method.name: method.settings() for method in methods})
     runs = _run_all(options, job, methods, processes, store, load)
     notes = exact_notes(methods, lengths, checkpoint.config.num_hidden_layers)
     return Comparison(runs if processes.is_main else [], plan, model_facts, environment, notes)
@@ -174,17 +170,25 @@ def _run_all(
     store: Store,
     load: Callable[[], PreTrainedModel],
 ) -> list[MethodRun]:
-    chunks = range(len(job.plan.chunks))
-    finished = processes.is_main and all(store.is_finished(one.name, chunk) for one in methods for chunk in chunks)
-    if processes.from_main(finished):
-        return [run_method(method, None, job, store, processes) for method in methods]
-    with processes.main_first():
-        model = load()
-    for method in methods:
-        with attention_of(model, method):
-            pass  # what cannot be patched is refused before anything runs for hours
+    overwrite = options.overwrite_output_dir
+    if processes.is_main:
+        store.check(overwrite=overwrite)
+    finished = processes.is_main and not overwrite and _all_finished(job, methods, store)
+    model = None
+    if not processes.from_main(finished):
+        with processes.main_first():
+            model = load()
+        for method in methods:
+            with attention_of(model, method):
+                pass  # what cannot be patched is refused before anything runs for hours
+    if processes.is_main:
+        store.claim(overwrite=overwrite)  # not earlier: a command that cannot run leaves the folder as it was
     progress = not options.disable_tqdm
     return [run_method(method, model, job, store, processes, progress=progress) for method in methods]
+
+
+def _all_finished(job: Job, methods: Sequence[Method], store: Store) -> bool:
+    return all(store.is_finished(method.name, chunk) for method in methods for chunk in range(len(job.plan.chunks)))
 
 
 def _dtype(options: argparse.Namespace, checkpoint: Checkpoint) -> torch.dtype:

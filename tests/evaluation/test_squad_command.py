@@ -1,5 +1,6 @@
 """`squad_eval` from flags to files, with tiny random models."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -156,7 +157,57 @@ def test_a_model_that_cannot_be_patched_is_refused_before_anything_runs(
     assert main(flags(str(tmp_path / "model"), squad_file(3), tmp_path / "out", "--no_plot")) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("squad-eval: error: ") and "MPNet" in error
-    assert not list((tmp_path / "out").rglob("*.npz"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_overwriting_with_what_cannot_run_keeps_the_results(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, file = tmp_path / "out", squad_file(3)
+    assert main(flags(qa_model, file, output, "--attention", "full")) == 0
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    more = ["--attention", "clustered", "--layers", '{"9": {"method": "full"}}', "--overwrite_output_dir"]
+    assert main(flags(qa_model, file, output, *more)) == 2
+    assert "layers names layer 9" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_picture_is_that_of_the_results_beside_it(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, file = tmp_path / "out", squad_file(3)
+    assert main(flags(qa_model, file, output, "--attention", "full")) == 0
+    assert (output / "plot.png").exists()
+    assert main(flags(qa_model, file, output, "--attention", "full", "clustered", "--no_plot")) == 0
+    assert not (output / "plot.png").exists()
+    assert main(flags(qa_model, file, output, "--attention", "full")) == 0
+    monkeypatch.setattr("bert_cluster.evaluation.command.draw", lambda *_: pytest.fail("no picture"))
+    with pytest.raises(pytest.fail.Exception):
+        main(flags(qa_model, file, output, "--attention", "full", "clustered"))
+    assert not (output / "plot.png").exists()
+    assert list(read(output / "all_results.json")["methods"]) == ["full", "clustered"]
+    assert "| clustered |" in (output / "report.md").read_text()
+
+
+def test_a_full_disk_continues_only_what_was_begun(
+    qa_model: str,
+    squad_file: Callable[..., str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "f")
+
+    command = flags(qa_model, squad_file(3), tmp_path / "out", "--attention", "full", "--no_plot")
+    with monkeypatch.context() as patched:
+        patched.setattr(runner.Store, "write_chunk", fail)
+        assert main(command) == 2
+    assert capsys.readouterr().err.endswith("squad-eval: error: [Errno 28] No space left on device: 'f'.\n")
+    with monkeypatch.context() as patched:
+        patched.setattr("bert_cluster.evaluation.command.write_text", fail)
+        assert main(command) == 2
+    assert "'f'. What is finished is stored: the same command continues.\n" in capsys.readouterr().err
 
 
 def test_version_2(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_cluster.evaluation.lock import sole_run
 from squad_eval.command import main
 
 
@@ -35,6 +36,32 @@ def test_contradictions_in_one_sentence(
     error = capsys.readouterr().err
     assert error.startswith("squad-eval: error: ")
     assert message in error
+
+
+def test_what_cannot_be_the_output_folder(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = squad_file(2)
+    for output, message in (
+        (Path(file), f"--output_dir {file} is a file. Give a folder."),
+        (Path(file) / "out", "out cannot be a folder: Not a directory. Give another."),
+        (tmp_path / ("x" * 300), "x cannot be a folder: File name too long. Give another."),
+        (Path("/proc/out"), "/proc/out"),
+    ):
+        assert main(flags(qa_model, file, output)) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("squad-eval: error: ") and message in error
+    assert main([*flags(qa_model, file, tmp_path), "--output_dir", ""]) == 2
+    assert "--output_dir is empty. Give a folder." in capsys.readouterr().err
+
+
+def test_a_folder_in_which_another_run_is_at_work(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("fcntl")
+    with sole_run(tmp_path / "out"):
+        assert main(flags(qa_model, squad_file(2), tmp_path / "out")) == 2
+        assert "Another run is at work in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["not json", '{"data": [{"title": "x"}]}', "[1, 2]"])
