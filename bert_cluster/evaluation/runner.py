@@ -23,6 +23,8 @@ from bert_cluster.evaluation.store import Store
 
 Arrays = list[np.ndarray]
 
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")  # what torch's allocator says on Linux and on Windows
+
 
 @dataclass(frozen=True)
 class Job:
@@ -165,7 +167,7 @@ def _forward(
             result = model(**{name: inputs[name].to(model.device) for name in _accepted(model, inputs)})
         kept = {name: result[name].float().cpu().numpy() for name in job.outputs}
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
             raise RunError(
                 f"{method.name} ran out of memory on a batch of {len(batch.indices)} x {batch.length} tokens. "
                 "Lower --per_device_eval_batch_size or --max_seq_length."

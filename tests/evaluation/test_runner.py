@@ -126,12 +126,15 @@ def test_the_hungry_method_first(model: PreTrainedModel, job: Job, tmp_path: Pat
     assert full.peak_memory_bytes - frugal.peak_memory_bytes > 200 * 2**20
 
 
-@pytest.mark.parametrize("message", ["DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes"])
-def test_out_of_memory_says_what_to_lower(message: str, job: Job, model: PreTrainedModel, tmp_path: Path) -> None:
-    def fail(**_: Any) -> None:
-        raise RuntimeError(message)
+def windows_out_of_memory() -> None:
+    raise RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 99 bytes")
 
-    model.forward = fail  # type: ignore[method-assign,assignment]
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**60), windows_out_of_memory])
+def test_out_of_memory_says_what_to_lower(
+    allocate: Callable[[], Any], job: Job, model: PreTrainedModel, tmp_path: Path
+) -> None:
+    model.forward = lambda **_: allocate()  # type: ignore[method-assign,assignment]
     with pytest.raises(RunError, match="full ran out of memory on a batch of .* --per_device_eval_batch_size"):
         run_method(FULL, model, job, Store(tmp_path), ALONE, progress=False)
 
