@@ -151,10 +151,20 @@ def output_names(checkpoint: Checkpoint, task: Task) -> dict[int, str]:
 
 
 def tokenise(data: GlueData, tokenizer: Any, max_seq_length: int) -> list[dict[str, list[int]]]:
-    """Model inputs of every row, truncated, unpadded."""
+    """Model inputs of every row, truncated, unpadded.
+
+    Raises:
+        OptionError: no room beside the special tokens; the tokenizer would cut nothing then.
+    """
     if not len(data):
         return []
     columns = [list(column) for column in zip(*data.texts, strict=True)]
+    special = tokenizer.num_special_tokens_to_add(pair=len(columns) > 1)
+    if max_seq_length <= special:
+        raise OptionError(
+            f"--max_seq_length {max_seq_length} leaves no room for text: every input has {special} special tokens. "
+            f"Raise it to {special + 1} or more."
+        )
     encoded = tokenizer(*columns, truncation=True, max_length=max_seq_length, padding=False)
     names = list(encoded.keys())
     return [dict(zip(names, values, strict=True)) for values in zip(*(encoded[name] for name in names), strict=True)]

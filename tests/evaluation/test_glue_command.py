@@ -77,6 +77,17 @@ def test_scores_and_loss_are_the_models(
     assert metrics["eval_loss"] == pytest.approx(output.loss.item(), rel=1e-4)
 
 
+def test_an_input_has_room_for_text(
+    pair_model: str, mrpc_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = flags(pair_model, "mrpc", mrpc_file(), tmp_path / "out", "--attention", "full")
+    assert main([*command, "--max_seq_length", "3"]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.endswith("leaves no room for text: every input has 3 special tokens. Raise it to 4 or more.")
+    assert main([*command, "--max_seq_length", "4"]) == 0
+    assert read(tmp_path / "out" / "all_results.json")["batches"]["tokens"] == 4 * 20
+
+
 def test_agreement_is_the_share_of_equal_predictions(
     pair_model: str, mrpc_file: Callable[..., str], tmp_path: Path
 ) -> None:
