@@ -21,6 +21,7 @@ class Answers:
 
     Attributes:
         texts: the chosen answer, "" for none (eval_predictions.json).
+        spans: the text of the best span, also where "no answer" was chosen; "" where there is no span.
         nbest: the best candidates with text, probability, start_logit and end_logit, best first
             (eval_nbest_predictions.json). A question whose windows hold no token of its context has no candidates, or
             only the empty one.
@@ -30,6 +31,7 @@ class Answers:
     """
 
     texts: dict[str, str]
+    spans: dict[str, str]
     nbest: dict[str, list[dict[str, Any]]]
     null_odds: dict[str, float] | None
     not_finite: int
@@ -85,12 +87,13 @@ def choose_answers(
     _check(windows, start_logits, end_logits)
     scored, not_finite = _by_example(windows, start_logits, end_logits)
     texts: dict[str, str] = {}
+    spans: dict[str, str] = {}
     nbest: dict[str, list[dict[str, Any]]] = {}
     null_odds: dict[str, float] = {}
     for index, example in enumerate(examples):
         own = scored.get(index, [])
         ranked = _ranked(own, n_best_size, max_answer_length)
-        texts[example.id] = _text(example, ranked[0]) if ranked else ""
+        texts[example.id] = spans[example.id] = _text(example, ranked[0]) if ranked else ""
         if version_2_with_negative:
             null = _least_null(own)
             null_odds[example.id] = null.score - ranked[0].score if null and ranked else math.inf
@@ -98,7 +101,7 @@ def choose_answers(
                 texts[example.id] = ""
             ranked = _with_null(ranked, null, n_best_size)
         nbest[example.id] = _described(example, ranked)
-    return Answers(texts, nbest, null_odds if version_2_with_negative else None, not_finite)
+    return Answers(texts, spans, nbest, null_odds if version_2_with_negative else None, not_finite)
 
 
 def _by_example(

@@ -181,7 +181,7 @@ def _answer(
     if not data.labelled:
         scores: dict[str, float] = {}
     elif options.version_2_with_negative:
-        scores = squad_v2_scores(data.examples, answers.texts, answers.null_odds)
+        scores = squad_v2_scores(data.examples, answers.texts, answers.null_odds, spans=answers.spans)
     else:
         scores = squad_v1_scores(data.examples, answers.texts)
     return Answered(method, run, answers, scores)

@@ -79,16 +79,20 @@ def squad_v2_scores(
     texts: Mapping[str, str],
     null_odds: Mapping[str, float] | None = None,
     threshold: float | None = None,
+    *,
+    spans: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """exact, f1 and total of SQuAD v2.0, the same for questions with (HasAns_) and without an answer (NoAns_) where
     there are any, and the best that another threshold for "no answer" would give (best_exact, best_f1) with that
     threshold (…_thresh). Percent.
 
     Args:
-        null_odds: by question, how strongly "no answer" is meant: null odds, or a probability. With null odds the
-            thresholds found are values for --null_score_diff_threshold. None: 0 for all, as run_qa does, and then the
-            best_ values say nothing.
+        null_odds: by question, how strongly "no answer" is meant: null odds, or a probability. None: 0 for all, as
+            run_qa does, and then the best_ values say nothing.
         threshold: questions whose odds are above it count as answered with the empty text; None: the texts as they are.
+        spans: by question, the answer that another threshold would give, where `texts` has the empty one for the odds.
+            With them the thresholds found are values for --null_score_diff_threshold. None: `texts`, and as in the
+            official script the threshold is 0 where it is best to leave every answer empty, whether 0 does that or not.
     """
     odds = {example.id: 0.0 if null_odds is None else float(null_odds[example.id]) for example in examples}
     raw = example_scores(examples, texts, version_2_with_negative=True)
@@ -102,27 +106,30 @@ def squad_v2_scores(
         if rows.any():
             exact, f1 = _percent(scores[rows])
             result |= {f"{prefix}exact": exact, f"{prefix}f1": f1, f"{prefix}total": int(rows.sum())}
-    empty = np.array([not texts[example.id] for example in examples], dtype=bool)
+    if spans is not None:
+        raw = example_scores(examples, spans, version_2_with_negative=True)
+    empty = np.array([not (texts if spans is None else spans)[example.id] for example in examples], dtype=bool)
     order = np.array([odds[example.id] for example in examples])
+    below_all = 0.0 if spans is None else min(0.0, float(np.nextafter(order.min(initial=np.inf), -np.inf)))
     for column, name in enumerate(("exact", "f1")):
-        best, where = _best_threshold(raw[:, column], has_answer, empty, order)
+        best, where = _best_threshold(raw[:, column], has_answer, empty, order, below_all)
         result |= {f"best_{name}": best, f"best_{name}_thresh": where}
     return result
 
 
 def _best_threshold(
-    scores: np.ndarray, has_answer: np.ndarray, empty: np.ndarray, odds: np.ndarray
+    scores: np.ndarray, has_answer: np.ndarray, empty: np.ndarray, odds: np.ndarray, below_all: float
 ) -> tuple[float, float]:
     """Walk through the questions from the least to the most doubtful answer, each answered instead of left empty.
 
     Starts with every answer empty (right where there is none); returns the best sum on the way in percent and the odds
-    reached.
+    reached, or `below_all` where none is.
     """
     gains = np.where(has_answer, scores, np.where(empty, 0.0, -1.0))
     order = np.argsort(odds, kind="stable")
     sums = float(np.sum(~has_answer)) + np.concatenate([[0.0], np.cumsum(gains[order])])
     best = int(np.argmax(sums))
-    return 100.0 * float(sums[best]) / len(scores), float(odds[order[best - 1]]) if best else 0.0
+    return 100.0 * float(sums[best]) / len(scores), float(odds[order[best - 1]]) if best else below_all
 
 
 def _percent(scores: np.ndarray) -> tuple[float, float]:

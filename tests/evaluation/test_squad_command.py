@@ -221,6 +221,21 @@ def test_version_2(qa_model: str, squad_file: Callable[..., str], tmp_path: Path
     assert set(read(folder / "eval_null_odds.json")) == {f"q{number}" for number in range(12)}
 
 
+def test_the_best_of_version_2_does_not_depend_on_the_threshold_of_the_run(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path
+) -> None:
+    command = flags(qa_model, squad_file(12, unanswerable=True), tmp_path / "out", "--attention", "full", "--no_plot")
+    metrics = []
+    for threshold in ("1000", "-1000"):
+        assert main([*command, "--version_2_with_negative", "--null_score_diff_threshold", threshold]) == 0
+        metrics.append(read(tmp_path / "out" / "full" / "eval_results.json"))
+    answered, silent = metrics
+    assert (answered["eval_NoAns_exact"], silent["eval_NoAns_exact"], silent["eval_HasAns_exact"]) == (0.0, 100.0, 0.0)
+    for name in ("eval_best_exact", "eval_best_exact_thresh", "eval_best_f1", "eval_best_f1_thresh"):
+        assert answered[name] == silent[name], name
+    assert silent["eval_best_f1"] >= max(answered["eval_f1"], silent["eval_f1"])
+
+
 def test_version_1_refuses_questions_without_answers(
     qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -125,6 +125,38 @@ def test_the_best_threshold_is_a_value_for_the_flag() -> None:
     assert (scores["exact"], scores["best_exact"], scores["best_exact_thresh"]) == (pytest.approx(200 / 3), 100.0, -2.0)
 
 
+@pytest.mark.parametrize("unanswerable", [0.3, 0.8, 1.0])
+@pytest.mark.parametrize("seed", range(10))
+def test_the_best_threshold_gives_the_best_score_whatever_the_threshold_of_this_run(
+    seed: int, unanswerable: float
+) -> None:
+    """Odds are negative and without ties, no text is a mere article; `silenced` is what the flag makes of the spans."""
+    examples, texts, _ = questions(seed, unanswerable)
+    spans = {name: text if normalise(text) else "" for name, text in texts.items()}
+    examples = [Example(one.id, "", "", tuple(text for text in one.answers if normalise(text))) for one in examples]
+    odds = dict(zip(spans, np.random.RandomState(seed).uniform(-9, -1, len(spans)).tolist(), strict=True))
+
+    def silenced(threshold: float) -> dict[str, str]:
+        return {name: "" if odds[name] > threshold else text for name, text in spans.items()}
+
+    found = [squad_v2_scores(examples, silenced(threshold), odds, spans=spans) for threshold in (0.0, -5.0, -99.0)]
+    for name in ("exact", "f1"):
+        (best,) = {scores[f"best_{name}"] for scores in found}
+        (threshold,) = {scores[f"best_{name}_thresh"] for scores in found}
+        assert squad_v2_scores(examples, silenced(threshold), odds)[name] == pytest.approx(best)
+        assert best >= max(scores[name] for scores in found) - 1e-9
+
+
+def test_the_threshold_that_leaves_every_answer_empty() -> None:
+    examples = [Example("1", "", ""), Example("2", "", "")]
+    spans, odds = {"1": "x", "2": "y"}, {"1": -3.0, "2": -7.0}
+    scores = squad_v2_scores(examples, spans, odds, spans=spans)
+    assert (scores["exact"], scores["best_exact"]) == (0.0, 100.0)
+    assert scores["best_exact_thresh"] < -7.0
+    assert squad_v2_scores(examples, spans, {"1": 3.0, "2": 7.0}, spans=spans)["best_exact_thresh"] == 0.0
+    assert squad_v2_scores(examples, spans, odds)["best_exact_thresh"] == 0.0, "that of the official script"
+
+
 def test_groups_without_a_question_have_no_scores() -> None:
     scores = squad_v2_scores([Example("1", "", "", ("x",))], {"1": "x"})
     assert not [name for name in scores if name.startswith("NoAns")]
