@@ -46,30 +46,38 @@ def load_model(
             checkpoint.config.id2label = names
             checkpoint.config.label2id = {name: number for number, name in names.items()}
             checkpoint.config.problem_type = "regression" if len(names) == 1 else None
-    model, missing = _load_weights(checkpoint, auto_class, kwargs)
+    provided = set() if adapter is None else {key.removeprefix(PEFT_PREFIX) for key in adapter.keys}
+    model = _load_weights(checkpoint, auto_class, kwargs, provided)
     if adapter is not None:
-        provided = {key.removeprefix(PEFT_PREFIX) for key in adapter.keys}
-        _require_none_missing(checkpoint.weights, missing - provided)
         model = _merge(model, adapter)
         if dtype != "auto":
             model = model.to(getattr(torch, dtype))
-    else:
-        _require_none_missing(checkpoint.weights, missing)
     return model.eval().to(device)
 
 
 def _load_weights(
-    checkpoint: Checkpoint, auto_class: Any, kwargs: Mapping[str, Any]
-) -> tuple[PreTrainedModel, set[str]]:
+    checkpoint: Checkpoint, auto_class: Any, kwargs: Mapping[str, Any], provided: set[str]
+) -> PreTrainedModel:
+    """The model with every weight from the checkpoint, except those that an adapter provides."""
+    # sizes that differ are an error below, by name; transformers' own points at a report that is not shown
+    options = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     try:
         with _quiet_transformers():
             model, info = auto_class.from_pretrained(
-                checkpoint.weights, revision=checkpoint.revision, output_loading_info=True, **checkpoint.hub, **kwargs
+                checkpoint.weights, revision=checkpoint.revision, **options, **checkpoint.hub, **kwargs
             )
     except (OSError, ValueError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{checkpoint.weights}: the model cannot be loaded: {first}") from error
-    return model, set(info["missing_keys"])
+    mismatched = sorted(one for one in info["mismatched_keys"] if one[0] not in provided)
+    _require_none_missing(checkpoint.weights, set(info["missing_keys"]) - provided - {key for key, *_ in mismatched})
+    if mismatched:
+        key, stored, expected = mismatched[0]
+        raise CheckpointError(
+            f"{checkpoint.weights}: the weights {key} have the shape {tuple(stored)}, and by config.json it is "
+            f"{tuple(expected)}. Weights and config.json are not of the same model: check num_labels and the sizes there."
+        )
+    return model
 
 
 def _require_none_missing(place: str, missing: set[str]) -> None:

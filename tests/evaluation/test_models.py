@@ -101,6 +101,19 @@ def test_an_encoder_without_the_head_is_refused_with_the_missing_keys(save_model
         load_model(checkpoint, AutoModelForSequenceClassification)
 
 
+def test_weights_of_another_shape_are_named_with_both(pair_model: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(pair_model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    labels = {"id2label": {0: "a", 1: "b", 2: "c"}, "label2id": {"a": 0, "b": 1, "c": 2}}
+    (folder / "config.json").write_text(json.dumps({**config, **labels}))
+    checkpoint = find_checkpoint(parse(str(folder)), "SEQ_CLS")
+    with pytest.raises(
+        CheckpointError, match=r"classifier\.bias have the shape \(2,\), and by config\.json it is \(3,\)"
+    ):
+        load_model(checkpoint, AutoModelForSequenceClassification)
+
+
 def test_an_adapter_is_merged_and_brings_its_head(qa_adapter: tuple[str, str, torch.nn.Module]) -> None:
     folder, _, merged = qa_adapter
     checkpoint = find_checkpoint(parse(folder), "QUESTION_ANS")
