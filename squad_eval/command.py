@@ -49,7 +49,10 @@ def new_parser() -> argparse.ArgumentParser:
     group.add_argument("--max_answer_length", type=flags.positive, default=30, help="longest answer in tokens")
     group.add_argument("--version_2_with_negative", action="store_true", help="some questions have no answer")
     group.add_argument(
-        "--null_score_diff_threshold", type=float, default=0.0, help="null answer where it scores this much higher"
+        "--null_score_diff_threshold",
+        type=flags.number,
+        default=0.0,
+        help="null answer where it scores this much higher",
     )
     flags.add_attention_options(parser)
     flags.add_run_options(parser)

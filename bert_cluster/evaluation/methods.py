@@ -20,7 +20,7 @@ class Method:
 
     name: str
     config: ClusterConfig | None
-    origin: str  # where the settings come from: "defaults", "checkpoint", "file" or "flags"
+    origin: str  # of the settings: "defaults", "flags", "checkpoint", "file", or one of the latter two "and flags"
 
     def settings(self) -> dict[str, Any]:
         """What identifies this method's results in the output folder: the settings, and what "auto" stands for in them."""
@@ -64,6 +64,8 @@ def read_cluster_config(path: str | Path) -> ClusterConfig:
         return ClusterConfig.load(path)
     except FileNotFoundError as error:
         raise OptionError(f"--cluster_config: there is no file {path}.") from error
+    except OSError as error:
+        raise OptionError(f"--cluster_config {path} cannot be read: {error.strerror}. Give a file.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise OptionError(f"--cluster_config {path} is not JSON: {error}.") from error
     except (BertClusterError, ValueError, TypeError, KeyError, AttributeError) as error:
@@ -95,9 +97,11 @@ def _method(name: str, given: ClusterConfig | None, origin: str, flags: Mapping[
     changes = {field: value for field, value in flags.items() if _applies(field, name)}
     if seed is not None:
         changes["seed"] = seed
-    if changes:
-        config = dataclasses.replace(config, **changes)
-    return Method(name, config.with_defaults(), origin if from_given else "flags" if changes else "defaults")
+    if from_given and dataclasses.replace(config, **changes) != config:
+        origin = f"{origin} and flags"
+    elif not from_given:
+        origin = "flags" if changes else "defaults"
+    return Method(name, dataclasses.replace(config, **changes).with_defaults(), origin)
 
 
 def _applies(field: str, method: str) -> bool:

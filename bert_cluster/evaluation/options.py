@@ -3,12 +3,13 @@
 import argparse
 import dataclasses
 import json
+import math
 import types
 import typing
 from collections.abc import Callable
 from typing import Any
 
-from bert_cluster.config import FULL, METHODS, ClusterConfig
+from bert_cluster.config import FULL, LIMITS, METHODS, ClusterConfig
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 NOT_FLAGS = ("method", "seed")  # --attention names the methods; --seed is a flag of the whole command
@@ -90,7 +91,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--overwrite_output_dir", action="store_true", help="forget the results stored in output_dir")
     group.add_argument("--per_device_eval_batch_size", type=positive, default=8, help="inputs per batch and process")
     group.add_argument(
-        "--seed", type=int, help="of the hash planes and of the bootstrap; default: the settings' own, and 0"
+        "--seed", type=seed, help="of the hash planes and of the bootstrap; default: the settings' own, and 0"
     )
     group.add_argument("--bootstrap_samples", type=positive, default=1000, help="resamples for the intervals")
     group.add_argument("--no_plot", action="store_true", help="write no plot.png (it needs matplotlib)")
@@ -103,6 +104,23 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
     return number
+
+
+def seed(text: str) -> int:
+    """A seed, as `ClusterConfig` and numpy take it."""
+    number = int(text)
+    least, greatest = LIMITS["seed"]
+    if not least <= number <= greatest:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {greatest}, got {text}")
+    return number
+
+
+def number(text: str) -> float:
+    """A number, or an infinity; NaN is above and below nothing."""
+    value = float(text)
+    if math.isnan(value):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text}")
+    return value
 
 
 def json_object(text: str) -> dict[str, Any]:

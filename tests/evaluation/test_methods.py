@@ -64,7 +64,12 @@ def test_a_file_holds_the_settings_of_its_method_and_flags_win(tmp_path: Path) -
     STORED.save(path)
     _, method = choose_methods(parse("--cluster_config", str(path), "--topk", "4"), None)
     assert method.config == dataclasses.replace(STORED, topk=4)
-    assert method.origin == "file"
+    assert method.origin == "file and flags"
+    for same in ([], ["--topk", "11"]):
+        _, method = choose_methods(parse("--cluster_config", str(path), *same), None)
+        assert (method.config, method.origin) == (STORED, "file")
+    _, method = choose_methods(parse("--seed", "3"), STORED)
+    assert (method.config, method.origin) == (dataclasses.replace(STORED, seed=3), "checkpoint and flags")
     _, other, own = choose_methods(
         parse("--cluster_config", str(path), "--attention", "full", "clustered", "improved-clustered"), None
     )
@@ -106,6 +111,7 @@ def test_budgets_left_open_are_written_out() -> None:
         (("--attention", "full", "--topk", "3"), r"--topk changes nothing: none of the methods of this run \(full\)"),
         (("--attention", "clustered", "--topk", "3"), "--topk changes nothing"),
         (("--cluster_config", "missing.json"), "there is no file missing.json"),
+        (("--cluster_config", "/"), "--cluster_config / cannot be read: Is a directory. Give a file."),
     ],
 )
 def test_refused(arguments: tuple[str, ...], message: str) -> None:
@@ -141,6 +147,8 @@ def test_a_file_that_is_no_cluster_config_is_named(content: str, tmp_path: Path)
         ("--layers", "{"),
         ("--per_device_eval_batch_size", "0"),
         ("--clu", "3"),
+        ("--seed", "-1"),
+        ("--seed", "4294967296"),
     ],
 )
 def test_flags_that_the_parser_refuses(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,12 @@ def test_contradictions_in_one_sentence(
     assert message in error
 
 
+def test_a_threshold_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(flags("m", "f", Path("out"), "--null_score_diff_threshold", "nan"))
+    assert "--null_score_diff_threshold: must be a number, got nan" in capsys.readouterr().err
+
+
 def test_what_cannot_be_the_output_folder(
     qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
