@@ -20,6 +20,8 @@ def difference(value: float | None, low: float | None, high: float | None, scale
 
 def agreement(kind: str, value: float) -> str:
     """How far predictions are those of full attention: a share of them, or for regression a mean difference."""
+    if math.isnan(value):
+        return NONE
     return f"{100 * value:.1f} %" if kind == "same predictions" else f"differs by {value:.2g}"
 
 

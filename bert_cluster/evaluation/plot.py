@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bert_cluster.cells import NONE
 from bert_cluster.evaluation.errors import MissingPackageError
 from bert_cluster.evaluation.results import MethodResult, Results
 from bert_cluster.evaluation.store import write_atomically
@@ -50,7 +51,7 @@ def _write(file: Any, content: bytes) -> None:
     file.write(content)
 
 
-Panel = tuple[str, list[float | None], list[str], list[tuple[float, float]] | None]
+Panel = tuple[str, Sequence[float | None], list[str], list[tuple[float, float]] | None]
 
 
 def _panels(results: Results) -> list[Panel]:
@@ -61,8 +62,8 @@ def _panels(results: Results) -> list[Panel]:
     for name in results.task["primary_scores"]:
         if name not in methods[0].scores:
             continue
-        values: list[float | None] = [result.scores[name] * scale for result in methods]
-        texts = [f"{value:.1f}" for value in values]
+        values = [result.scores[name] * scale for result in methods]
+        texts = [NONE if math.isnan(value) else f"{value:.1f}" for value in values]
         whiskers = [_whisker(result, name, scale) for result in methods]
         panels.append((f"{name}, higher is better", values, texts, whiskers))
     shares = [result.agreement.value * 100 if result.agreement is not None else None for result in methods]
@@ -70,7 +71,7 @@ def _panels(results: Results) -> list[Panel]:
     if kinds == {"same predictions"}:
         texts = ["(the reference)" if share is None else f"{share:.1f} %" for share in shares]
         panels.append(("same predictions as full", shares, texts, None))
-    seconds: list[float | None] = [sum(result.run.seconds) for result in methods]
+    seconds = [sum(result.run.seconds) for result in methods]
     panels.append(("seconds, lower is better", seconds, [f"{value:.1f}" for value in seconds], None))
     memory = [result.run.peak_memory_bytes for result in methods]
     if any(memory):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bert_cluster import ClusterConfig
+from bert_cluster.evaluation import plot
 from bert_cluster.evaluation.bootstrap import Difference
 from bert_cluster.evaluation.errors import MissingPackageError
 from bert_cluster.evaluation.methods import Method
@@ -114,6 +115,22 @@ def test_results_become_json_and_undefined_numbers_null(results: Results) -> Non
     assert improved["peak_memory_bytes"] is None
     assert parsed["methods"]["full"]["speedup_over_full"] is None
     assert parsed["methods"]["clustered"]["scores"] == {"accuracy": None}
+
+
+def test_undefined_numbers_are_dashes(results: Results, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    undefined = method_result(
+        "clustered",
+        scores={"accuracy": math.nan},
+        differences={"accuracy": Difference(math.nan, None, None)},
+        agreement=Agreement("mean absolute difference", math.nan),
+    )
+    broken = make_results(method_result("full"), undefined)
+    assert table(broken)[1][1][:4] == ["clustered", "–", "–", "–"]
+    drawn: list[str] = []
+    monkeypatch.setattr(plot, "_bars", lambda *arguments: drawn.extend(arguments[4]))
+    draw(broken, tmp_path / "plot.png")
+    assert drawn[:2] == ["80.0", "–"]
 
 
 def test_every_key_of_the_schema_is_documented(results: Results) -> None:
