@@ -17,6 +17,7 @@ from bert_cluster.evaluation.rows import (
     load_hub_rows,
     read_rows,
     read_tsv,
+    require_unicode,
     shorten,
 )
 from glue_eval.labels import normalise_name
@@ -164,7 +165,7 @@ def _text(row: Row, column: str) -> str:
     value = row.values.get(column)
     if not isinstance(value, str):
         raise DataError(f"{row.place}: expected a text in the column {column!r}, got {shorten(value)}.")
-    return value
+    return require_unicode(row, column, value)
 
 
 def _labels(rows: Sequence[Row], column: str, task: Task, names: Mapping[int, int]) -> np.ndarray | None:

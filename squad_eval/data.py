@@ -18,6 +18,7 @@ from bert_cluster.evaluation.rows import (
     parse_json,
     read_rows,
     read_text,
+    require_unicode,
     shorten,
 )
 
@@ -197,7 +198,7 @@ def _identifier(row: Row) -> str:
     value = row.values.get("id")
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise DataError(f"{row.place}: expected a text or a number in 'id', got {shorten(value)}.")
-    return str(value)
+    return require_unicode(row, "id", str(value))
 
 
 def _text(row: Row, key: str) -> str:
@@ -205,7 +206,7 @@ def _text(row: Row, key: str) -> str:
     if not isinstance(value, str):
         found = shorten(value) if key in row.values else f"the keys {shorten(', '.join(row.values), 200)}"
         raise DataError(f"{row.place}: expected a text in {key!r}, got {found}.")
-    return value
+    return require_unicode(row, key, value)
 
 
 def _parse_cell(row: Row, text: str) -> Any:

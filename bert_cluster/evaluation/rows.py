@@ -57,6 +57,22 @@ def is_missing(value: object) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
+def require_unicode(row: Row, key: str, text: str) -> str:
+    """The text, if it can be written as UTF-8 and tokenised: JSON may hold one half of a surrogate pair.
+
+    Raises:
+        DataError: names the place and the character.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{row.place}: the text in {key!r} holds {text[error.start]!a} (character {error.start + 1}), one half of a "
+            "surrogate pair, which is no character. Remove or repair it."
+        ) from None
+    return text
+
+
 def check_file(path: str | Path) -> Path:
     """The path, if it is a file.
 

@@ -205,6 +205,7 @@ def test_errors_name_the_file_and_the_line(task: str, text: str, message: str, t
         ({"sentence1": "A", "sentence2": None}, "line 2: expected a text in the column 'sentence2', got None"),
         ({"sentence1": "A"}, "line 2: expected a text in the column 'sentence2', got None"),
         ({"sentence1": 7, "sentence2": "B"}, "line 2: expected a text in the column 'sentence1', got 7"),
+        ({"sentence1": "A", "sentence2": "\udcff"}, "line 2: the text in 'sentence2' holds .*half of a surrogate pair"),
         ({"sentence1": "A", "sentence2": "B", "label": True}, "line 2: expected a label of RTE .* got True"),
         ({"sentence1": "A", "sentence2": "B", "label": 0.5}, "line 2: expected a label of RTE .* got 0.5"),
         ({"sentence1": "A", "sentence2": "B", "label": [0]}, r"line 2: expected a label of RTE .* got \[0\]"),

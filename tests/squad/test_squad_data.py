@@ -162,6 +162,20 @@ def test_errors_name_the_line(name: str, text: str, message: str, tmp_path: Path
         load_file(write(tmp_path / name, text))
 
 
+HALF = r"holds '\\ud800' \(character 2\), one half of a surrogate pair, which is no character. Remove or repair it."
+
+
+@pytest.mark.parametrize("key", ["id", "question", "context"])
+def test_half_a_character_is_named_with_its_place(key: str, tmp_path: Path) -> None:
+    row = {"id": "1", "question": "Q?", "context": "C", "answers": ANSWERS, key: "x\ud800"}
+    file = write(tmp_path / "dev.jsonl", json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=rf"dev\.jsonl, line 1: the text in '{key}' {HALF}"):
+        load_file(file)
+    content = official(question("1", answers=ANSWERS), context="x\ud800")
+    with pytest.raises(DataError, match=rf"data\[0\]\.paragraphs\[0\]: the text in 'context' {HALF}"):
+        load_file(write(tmp_path / "dev.json", content))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"nothing\.json: there is no such file"):
         load_file(tmp_path / "nothing.json")
