@@ -12,6 +12,7 @@ from bert_cluster.evaluation.rows import (
     DataError,
     Row,
     Rows,
+    Source,
     check_file,
     is_missing,
     load_hub_rows,
@@ -42,7 +43,7 @@ class GlueData:
 
     task: Task
     split: Split
-    source: str
+    source: Source
     texts: list[tuple[str, ...]]
     labels: np.ndarray | None
     notes: tuple[str, ...] = ()
@@ -95,14 +96,14 @@ def load_hub(
 
 
 def _read_tsv_rows(path: Path, task: Task) -> tuple[Rows, list[str]]:
-    lines = read_tsv(path)
+    lines, source = read_tsv(path), Source(path=str(path))
     number, first = next(lines, (1, []))
     layout = next((layout for layout in task.layouts if layout.without_header), None)
     if layout is not None and len(first) == len(layout.without_header) and "sentence" not in first:
         header, ahead = layout.without_header, [(number, first)]
     else:
         header, ahead = tuple(first), []
-        _find_texts(header, task, str(path))
+        _find_texts(header, task, source)
     rows, short = [], []
     for number, cells in [*ahead, *lines]:
         if len(cells) < len(header) and _damaged_lines_expected(task.layouts):
@@ -121,14 +122,14 @@ def _read_tsv_rows(path: Path, task: Task) -> tuple[Rows, list[str]]:
         if short
         else []
     )
-    return Rows(str(path), rows, header), notes
+    return Rows(source, rows, header), notes
 
 
 def _damaged_lines_expected(layouts: Sequence[TsvLayout]) -> bool:
     return any(layout.short_rows for layout in layouts)
 
 
-def _find_texts(columns: Sequence[str], task: Task, source: str) -> tuple[str, ...]:
+def _find_texts(columns: Sequence[str], task: Task, source: Source) -> tuple[str, ...]:
     known = [task.columns, *(layout.columns for layout in task.layouts), *GENERIC_TEXTS[len(task.columns)]]
     found = next((names for names in known if set(names) <= set(columns)), None)
     if found is None:

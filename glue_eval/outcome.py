@@ -12,7 +12,7 @@ from bert_cluster.evaluation.bootstrap import Difference, paired_differences
 from bert_cluster.evaluation.command import metrics_of, write_metrics
 from bert_cluster.evaluation.compare import Comparison, Question
 from bert_cluster.evaluation.methods import Method
-from bert_cluster.evaluation.results import Agreement, MethodResult, Results
+from bert_cluster.evaluation.results import Agreement, MethodResult, Results, describe_data
 from bert_cluster.evaluation.runner import MethodRun
 from bert_cluster.evaluation.store import write_text
 from glue_eval.data import GlueData
@@ -109,17 +109,17 @@ def gather_results(
         task={
             "name": task.name,
             "title": task.title,
-            "primary_scores": [f"{task.primary_metric}{part.split.suffix}" for part in parts],
+            "primary_scores": [
+                f"{task.primary_metric}{part.split.suffix}" for part in parts if part.labels is not None
+            ],
             "score_unit": "fraction",
             "labels": list(task.labels),
             "label_map": {"how": labels.how, "outputs": list(labels.outputs)},
         },
         model=comparison.model,
         data={
-            "source": ", ".join(part.source for part in parts),
+            **describe_data([(part.source, len(part), part.labels is not None) for part in parts]),
             "splits": [part.split.name for part in parts],
-            "examples": sum(len(part) for part in parts),
-            "labelled": all(part.labels is not None for part in parts),
         },
         settings={**question.settings, "per_device_eval_batch_size": options.per_device_eval_batch_size},
         batches=comparison.batches(),

@@ -27,7 +27,7 @@ from bert_cluster.evaluation.methods import Method, choose_methods
 from bert_cluster.evaluation.models import load_model
 from bert_cluster.evaluation.processes import Processes, join_processes
 from bert_cluster.evaluation.publishing import add_push_options, method_to_push, push_method
-from bert_cluster.evaluation.results import Agreement, MethodResult, Results, finite
+from bert_cluster.evaluation.results import Agreement, MethodResult, Results, describe_data, finite
 from bert_cluster.evaluation.runner import MethodRun
 from bert_cluster.evaluation.store import write_json
 from bert_cluster.lengths import longest_input
@@ -215,11 +215,11 @@ def _results(
         task={
             "name": "squad_v2" if options.version_2_with_negative else "squad",
             "title": "SQuAD v2.0" if options.version_2_with_negative else "SQuAD v1.1",
-            "primary_scores": ["f1"],
+            "primary_scores": ["f1"] if data.labelled else [],
             "score_unit": "percent",
         },
         model=comparison.model,
-        data={"source": data.source, "examples": len(data.examples), "labelled": data.labelled},
+        data=describe_data([(data.source, len(data.examples), data.labelled)]),
         settings={
             **question.settings,
             "per_device_eval_batch_size": options.per_device_eval_batch_size,

@@ -11,6 +11,7 @@ from typing import Any
 from bert_cluster.evaluation.rows import (
     DataError,
     Row,
+    Source,
     check_file,
     is_missing,
     load_hub_rows,
@@ -47,7 +48,7 @@ class SquadData:
         notes: what the reader of the results should know, one sentence each.
     """
 
-    source: str
+    source: Source
     examples: list[Example]
     labelled: bool
     has_unanswerable: bool
@@ -97,7 +98,7 @@ def load_file(path: str | Path) -> SquadData:
     if path.suffix.lower() == ".json":
         articles = _official_articles(path)
         if articles is not None:
-            return _gather(str(path), list(_official_questions(path, articles)))
+            return _gather(Source(path=str(path)), list(_official_questions(path, articles)))
     rows = read_rows(path)
     _check_columns(rows.columns, rows.source)
     return _gather(rows.source, [_row_question(row) for row in rows.rows])
@@ -161,7 +162,7 @@ def _children(row: Row, key: str) -> list[Row]:
     return [Row(f"{row.place}.{key}[{number}]", item) for number, item in enumerate(items)]
 
 
-def _check_columns(columns: tuple[str, ...], source: str) -> None:
+def _check_columns(columns: tuple[str, ...], source: Source) -> None:
     missing = [name for name in COLUMNS if name not in columns]
     if missing:
         raise DataError(
@@ -244,7 +245,7 @@ def _answers(row: Row, answers: Any) -> list[str]:
     return texts
 
 
-def _gather(source: str, questions: list[_Question]) -> SquadData:
+def _gather(source: Source, questions: list[_Question]) -> SquadData:
     if not questions:
         raise DataError(f"{source}: there are no questions in this file.")
     places: dict[str, str] = {}

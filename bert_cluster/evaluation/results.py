@@ -1,5 +1,6 @@
 """OUTPUT_DIR/all_results.json: everything measured, by method, in one schema (documented in docs/results-schema.md)."""
 
+import dataclasses
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ import transformers
 
 from bert_cluster.evaluation.bootstrap import Difference
 from bert_cluster.evaluation.methods import Method
+from bert_cluster.evaluation.rows import Source
 from bert_cluster.evaluation.runner import MethodRun
 from bert_cluster.processor import processor_name
 
@@ -111,6 +113,23 @@ def finite(value: Any) -> Any:
     if hasattr(value, "item") and not isinstance(value, str | bytes):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def describe_data(parts: Sequence[tuple[Source, int, bool]]) -> dict[str, Any]:
+    """`data` of the results.
+
+    Args:
+        parts: for each where its examples came from, how many there are, and whether they have labels.
+    """
+    return {
+        "source": ", ".join(str(source) for source, _, _ in parts),
+        "examples": sum(examples for _, examples, _ in parts),
+        "labelled": any(labelled for _, _, labelled in parts),
+        "parts": [
+            {**dataclasses.asdict(source), "examples": examples, "labelled": labelled}
+            for source, examples, labelled in parts
+        ],
+    }
 
 
 def describe_environment(device: torch.device, processes: int, operators: str) -> dict[str, Any]:

@@ -31,16 +31,34 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Source:
+    """Where rows came from; as a text "data/dev.csv", or "nyu-mll/glue mrpc validation".
+
+    Attributes:
+        dataset: its name on the Hub, None for data of this machine.
+        path: of a file, or of a folder that `datasets.load_dataset` read; None for a dataset on the Hub.
+        config, split: of the dataset or folder, as they were asked for; None where none was, and for a file.
+    """
+
+    dataset: str | None = None
+    path: str | None = None
+    config: str | None = None
+    split: str | None = None
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (self.dataset, self.path, self.config, self.split) if part)
+
+
+@dataclass(frozen=True)
 class Rows:
     """All rows of one file or split.
 
     Attributes:
-        source: the file, or the dataset with its configuration and split.
         columns: names of the columns of the first row.
         class_names: names of the labels in columns that the Hub declares as classes.
     """
 
-    source: str
+    source: Source
     rows: list[Row]
     columns: tuple[str, ...]
     class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -139,7 +157,7 @@ def read_rows(path: str | Path) -> Rows:
     rows = reader(path)
     if not rows:
         raise DataError(f"{path}: there are no rows in this file.")
-    return Rows(str(path), rows, tuple(rows[0].values))
+    return Rows(Source(path=str(path)), rows, tuple(rows[0].values))
 
 
 def parse_json(path: Path, text: str, first_line: int = 1) -> Any:
@@ -252,7 +270,8 @@ def load_hub_rows(
     """
     import datasets
 
-    source = " ".join(part for part in (name, config, split) if part)
+    is_folder = Path(name).is_dir()  # load_dataset prefers one to a dataset on the Hub
+    source = Source(None if is_folder else name, name if is_folder else None, config, split)
     try:
         dataset = datasets.load_dataset(name, config, split=split, revision=revision, cache_dir=cache_dir, token=token)
     except Exception as error:  # whatever the Hub, the network or a loader raises, the user's question is the same

@@ -100,7 +100,9 @@ def _metadata(card: Card) -> dict[str, Any]:
         "library_name": card.kind.library,
         "pipeline_tag": card.kind.task,
         "tags": list(TAGS),
-        "datasets": list(dict.fromkeys(one.dataset for one in card.results if one.dataset is not None)),
+        "datasets": list(
+            dict.fromkeys(part.dataset for one in card.results for part in one.parts if part.dataset is not None)
+        ),
     }
     return {key: value for key, value in values.items() if value is not None}
 
@@ -245,10 +247,10 @@ def _row(one: TaskResults, scores: Sequence[str], entry: Mapping[str, Any]) -> l
 
 
 def _conditions(one: TaskResults) -> str:
-    data, environment, settings = one.data["data"], one.data["environment"], one.data["settings"]
+    environment, settings = one.data["environment"], one.data["settings"]
     processes = environment["processes"]
     return (
-        f"{data['examples']:,} examples from {one.source}, at most {settings['max_seq_length']} tokens. Scores are in points of "
+        f"{one.examples}, at most {settings['max_seq_length']} tokens. Scores are in points of "
         f"100; brackets are paired bootstrap intervals over the examples. Seconds are forward passes only: {environment['device_name']}, "
         f"{environment['threads']} threads, {processes} process{'' if processes == 1 else 'es'}, {one.data['model']['dtype']}, "
         f"torch {environment['torch']}, operators {environment['operators']}."

@@ -17,14 +17,43 @@ FILE = "all_results.json"
 PLOT = "plot.png"
 SCHEMA, SCHEMA_VERSION = "bert_cluster.evaluation", 1
 
-_GLUE = "nyu-mll/glue"  # one data set with a configuration for each task
 _SECOND = "_mm"  # end of the scores of MNLI's mismatched part
 # Scores whose type on the Hub, as `evaluate` has it, is named otherwise.
 _METRIC_TYPES = {"exact": "exact_match", "pearson": "pearsonr"}
 _NAMED = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-_DATA_FILES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+# The `source` of an older result file that can be nothing but a split of these data sets on the Hub.
+_BENCHMARK = re.compile(r"(nyu-mll/glue|rajpurkar/squad|rajpurkar/squad_v2)(?: (\w+))? (\w+)")
 
 ResultsLike = Mapping[str, Any] | str | Path
+
+
+@dataclass(frozen=True)
+class Part:
+    """The examples that scores are of: two parts for MNLI, one for every other task.
+
+    Attributes:
+        dataset: on the Hub, None where the examples came from a file or folder.
+        name: of the data set, or of the file or folder without those it lay in.
+        config, split: of the data set or folder, None where none was named.
+        examples: how many; None in an older result file of two parts, which has their sum.
+    """
+
+    dataset: str | None
+    name: str
+    config: str | None
+    split: str | None
+    examples: int | None
+    labelled: bool
+
+    @property
+    def place(self) -> str:
+        """Where the examples came from, in one text."""
+        return " ".join(part for part in (self.name, self.config, self.split) if part)
+
+    @property
+    def counted(self) -> str:
+        """What follows the name of a task: ", 400 examples", or nothing where the number is not known."""
+        return "" if self.examples is None else f", {self.examples:,} examples"
 
 
 @dataclass(frozen=True)
@@ -47,31 +76,37 @@ class TaskResults:
         return str(self.data["task"]["title"])
 
     @property
-    def dataset(self) -> str | None:
-        """The data set on the Hub that the examples came from, None where they came from a file."""
-        first = self._sources[0].split(" ")[0]
-        return first if _is_on_hub(first) else None
+    def parts(self) -> list[Part]:
+        """The examples, in the order in which they were evaluated."""
+        data = self.data["data"]
+        if "parts" not in data:
+            return _guessed_parts(data)
+        return [
+            Part(
+                one["dataset"],
+                one["dataset"] or Path(one["path"]).name,
+                one["config"],
+                one["split"],
+                one["examples"],
+                one["labelled"],
+            )
+            for one in data["parts"]
+        ]
+
+    def part(self, score: str) -> Part:
+        """The part that a score is of; scores of MNLI's second part end in _mm."""
+        return self.parts[-1 if score.endswith(_SECOND) else 0]
 
     @property
-    def configuration(self) -> str | None:
-        """The data set's configuration on the Hub, None where it has one only, or where there is no such data set."""
-        return str(self.data["task"]["name"]) if self.dataset == _GLUE else None
-
-    def split(self, score: str) -> str | None:
-        """The split that a score is of, None where the examples came from a file; scores of MNLI's second part end in _mm."""
-        if self.dataset is None:
-            return None
-        source = self._sources[-1 if score.endswith(_SECOND) else 0].split(" ")
-        return source[-1] if len(source) > 1 else None
-
-    @property
-    def source(self) -> str:
-        """Where the examples came from: a name on the Hub, or of a file without the folders it lay in."""
-        return ", ".join(_without_folders(place) for place in self._sources)
-
-    @property
-    def _sources(self) -> list[str]:
-        return str(self.data["data"]["source"]).split(", ")
+    def examples(self) -> str:
+        """How many examples there are, and where they came from."""
+        parts = self.parts
+        if any(part.examples is None for part in parts):
+            return f"{self.data['data']['examples']:,} examples from {', '.join(part.place for part in parts)}"
+        return ", ".join(
+            f"{part.examples:,} examples from {part.place}{'' if part.labelled else ' (without labels)'}"
+            for part in parts
+        )
 
     @property
     def shown(self) -> dict[str, Mapping[str, Any]]:
@@ -131,7 +166,7 @@ def _read(given: ResultsLike, settings: ClusterConfig, show: Callable[[TaskResul
         return read
     except SaveError:
         raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise SaveError(f"{name} is damaged: {type(error).__name__} {error}. Evaluate again.") from error
 
 
@@ -171,12 +206,19 @@ def _settings_text(config: ClusterConfig) -> str:
     return f"{config.method} ({', '.join(f'{name}={value}' for name, value in values.items())})"
 
 
-def _without_folders(place: str) -> str:
-    return place if _is_on_hub(place.split(" ")[0]) else Path(place).name  # "owner/name configuration split", or a file
-
-
-def _is_on_hub(name: str) -> bool:
-    return _NAMED.fullmatch(name) is not None and not name.endswith(_DATA_FILES) and not Path(name).exists()
+def _guessed_parts(data: Mapping[str, Any]) -> list[Part]:
+    """The parts of a result file that has only a text for them: what may be a file or folder is taken for one."""
+    source, count = str(data["source"]), len(data.get("splits", [None]))
+    places = source.split(", ") if count > 1 else [source]
+    if len(places) != count:  # a file with a comma in its name: nobody knows which part is which
+        places = [", ".join(Path(place).name for place in places)] * count
+    examples = data["examples"] if count == 1 else None
+    parts = []
+    for place in places:
+        found = _BENCHMARK.fullmatch(place)
+        dataset, config, split = (None, None, None) if found is None else found.groups()
+        parts.append(Part(dataset, dataset or Path(place).name, config, split, examples, data["labelled"]))
+    return parts
 
 
 def eval_results(results: Sequence[TaskResults], task: str | None) -> list[EvalResult]:
@@ -188,10 +230,10 @@ def eval_results(results: Sequence[TaskResults], task: str | None) -> list[EvalR
     return [
         EvalResult(
             task_type=task or ENCODER,
-            dataset_type=one.dataset or one.source,
-            dataset_name=f"{one.title}, {one.data['data']['examples']:,} examples",
-            dataset_config=one.configuration,
-            dataset_split=one.split(score),
+            dataset_type=one.part(score).name,
+            dataset_name=f"{one.title}{one.part(score).counted}",
+            dataset_config=one.part(score).config,
+            dataset_split=one.part(score).split,
             metric_type=_METRIC_TYPES.get(score.removesuffix(_SECOND), score.removesuffix(_SECOND)),
             metric_name=f"{score}, {method} attention",
             metric_value=round(one.scale * value, 4),
@@ -243,6 +285,6 @@ def benchmark_file(benchmark: str, results: Sequence[TaskResults]) -> tuple[str,
         dataset_id=dataset,
         task_id=task,
         value=round(one.scale * value, 4),
-        notes=f"{score} with {one.method} attention of bert-cluster, {one.data['data']['examples']:,} examples, no fine-tuning",
+        notes=f"{score} with {one.method} attention of bert-cluster{one.part(score).counted}, no fine-tuning",
     )
     return f".eval_results/bert-cluster-{dataset.replace('/', '--')}--{task}.yaml", eval_result_entries_to_yaml([entry])

@@ -165,10 +165,35 @@ def test_without_labels_no_score(
     assert main(flags(nli_model, "mnli", file, tmp_path / "out", "--attention", "full", "clustered")) == 0
     assert set(read(tmp_path / "out" / "full" / "eval_results.json")) == SPEED_KEYS
     result = read(tmp_path / "out" / "all_results.json")
-    assert result["data"]["labelled"] is False
+    assert (result["data"]["labelled"], result["task"]["primary_scores"]) == (False, [])
     assert result["methods"]["clustered"]["scores"] == {}
     assert result["methods"]["clustered"]["agreement_with_full"]["value"] >= 0
     assert len((tmp_path / "out" / "full" / "predict_results_mnli.txt").read_text().splitlines()) == 19
+
+
+@pytest.mark.parametrize("unlabelled", [0, 1])
+def test_one_part_of_mnli_without_labels(
+    unlabelled: int, nli_model: str, jsonl_file: Callable[..., str], nli_rows: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    rows = [nli_rows, nli_rows[:7]]
+    rows[unlabelled] = [{**row, "label": -1} for row in rows[unlabelled]]
+    matched, mismatched = jsonl_file("my dev.jsonl", rows[0]), jsonl_file("dev_mismatched.jsonl", rows[1])
+    more = ["--validation_file_mismatched", mismatched, "--attention", "full"]
+    assert main(flags(nli_model, "mnli", matched, tmp_path / "out", *more)) == 0
+    result = read(tmp_path / "out" / "all_results.json")
+    scores = result["methods"]["full"]["scores"]
+    assert result["task"]["primary_scores"] == list(scores) == ["accuracy" if unlabelled else "accuracy_mm"]
+    file = {"dataset": None, "config": None, "split": None}
+    assert result["data"] == {
+        "source": f"{matched}, {mismatched}",
+        "splits": ["validation_matched", "validation_mismatched"],
+        "examples": 25,
+        "labelled": True,
+        "parts": [
+            {**file, "path": matched, "examples": 18, "labelled": unlabelled != 0},
+            {**file, "path": mismatched, "examples": 7, "labelled": unlabelled != 1},
+        ],
+    }
 
 
 def test_the_diagnostic_runs_an_mnli_model_and_counts_mcc(
@@ -262,6 +287,7 @@ def test_a_data_set_by_name_takes_its_validation_or_test_split(
     files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in splits)
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: mnli\n  data_files:\n{files}---\n")
     given = ["--model_name_or_path", nli_model, "--task_name", "mnli", "--dataset_name", str(folder), "--no_plot"]
+    given += ["--dataset_config_name", "mnli"]
     common = [
         *given,
         "--cache_dir",
@@ -275,6 +301,11 @@ def test_a_data_set_by_name_takes_its_validation_or_test_split(
     assert main([*common, "--output_dir", str(tmp_path / "validation")]) == 0
     metrics = read(tmp_path / "validation" / "full" / "eval_results.json")
     assert (metrics["eval_samples"], metrics["eval_samples_mm"]) == (6, 4)
+    place = {"dataset": None, "path": str(folder), "config": "mnli"}
+    assert read(tmp_path / "validation" / "all_results.json")["data"]["parts"] == [
+        {**place, "split": "validation_matched", "examples": 6, "labelled": True},
+        {**place, "split": "validation_mismatched", "examples": 4, "labelled": True},
+    ]
     assert main([*common, "--output_dir", str(tmp_path / "test"), "--do_predict"]) == 0
     lines = (tmp_path / "test" / "full" / "predict_results_mnli-mm.txt").read_text().splitlines()
     assert len(lines) == 4

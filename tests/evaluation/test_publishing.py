@@ -91,6 +91,20 @@ def test_glue_eval_pushes_the_method_that_is_named(
     assert not any(path.endswith(".png") for path in repo.files("fast"))
 
 
+def test_the_card_names_the_file_that_was_evaluated(
+    hub: Hub, pair_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("data").mkdir()
+    Path("data/my dev.csv").write_text("sentence1,sentence2,label\n" + "the cat runs .,a dog runs .,1\n" * 4)
+    flags = ["--model_name_or_path", pair_model, "--task_name", "mrpc", "--validation_file", "data/my dev.csv"]
+    run = ["--output_dir", "pairs", "--device", "cpu", "--bootstrap_samples", "20", "--disable_tqdm", "--no_plot"]
+    assert glue_eval.command.main([*flags, *run, "--attention", "clustered", "--clusters", "2", "--push_to_hub"]) == 0
+    data = ModelCard(hub.repos["tester/pairs"].files()["README.md"].decode()).data
+    assert data.datasets is None
+    assert {(one.dataset_type, one.dataset_split) for one in data.eval_results} == {("my dev.csv", None)}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from bert_cluster.evaluation.rows import DataError, MissingFileError
+from bert_cluster.evaluation.rows import DataError, MissingFileError, Source
 from glue_eval.data import GlueData, load_file, load_hub
 from glue_eval.tasks import TASKS
 
@@ -250,11 +250,18 @@ def test_the_hub_is_asked_for_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
     hub = Hub(monkeypatch, PAIRS, pair_features(datasets.ClassLabel(names=["entailment", "not_entailment"])))
     data = load_hub(TASKS["qnli"], TASKS["qnli"].validation_splits[0])
     assert hub.asked == [("nyu-mll/glue", "qnli", "validation")]
-    assert (data.texts, labels_of(data), data.source) == (
-        [("Q", "S"), ("R", "T")],
-        [0, 1],
-        "nyu-mll/glue qnli validation",
-    )
+    assert (data.texts, labels_of(data)) == ([("Q", "S"), ("R", "T")], [0, 1])
+    assert data.source == Source(dataset="nyu-mll/glue", config="qnli", split="validation")
+    assert str(data.source) == "nyu-mll/glue qnli validation"
+
+
+def test_a_folder_is_no_dataset_on_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its name may have the form of one."""
+    Hub(monkeypatch, PAIRS, pair_features(datasets.Value("int64")))
+    monkeypatch.chdir(tmp_path)
+    Path("me/qnli").mkdir(parents=True)
+    data = load_hub(TASKS["qnli"], TASKS["qnli"].validation_splits[0], dataset_name="me/qnli")
+    assert data.source == Source(path="me/qnli", split="validation")
 
 
 def test_labels_declared_in_another_order_are_mapped_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,63 @@ def test_the_model_index(hub: Hub, measured: BertForQuestionAnswering, results: 
     assert len(found) == 6
 
 
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ({"path": "data/my dev.csv"}, ("my dev.csv", None, None)),
+        ({"path": "data/x.JSON"}, ("x.JSON", None, None)),
+        ({"path": "a, b/dev.csv"}, ("dev.csv", None, None)),
+        ({"path": "rajpurkar/squad", "split": "validation"}, ("squad", None, "validation")),
+        ({"dataset": "me/mine", "config": "hard", "split": "test"}, ("me/mine", "hard", "test")),
+        ({"dataset": "squad", "split": "validation"}, ("squad", None, "validation")),
+    ],
+)
+def test_the_recorded_origin_is_what_the_card_says(
+    hub: Hub,
+    measured: BertForQuestionAnswering,
+    results: dict[str, Any],
+    part: dict[str, str],
+    found: tuple[str | None, ...],
+) -> None:
+    """Whatever the text of `source` looks like."""
+    origin = {"dataset": None, "path": None, "config": None, "split": None, **part}
+    results["data"] |= {"source": "rajpurkar/squad validation", "parts": [{**origin, "examples": 7, "labelled": True}]}
+    push_to_hub(measured, REPO, results=results)
+    data = data_of(card_of(hub))
+    assert data.datasets == ([part["dataset"]] if "dataset" in part else None)
+    assert {
+        (one.dataset_type, one.dataset_config, one.dataset_split, one.dataset_name) for one in data.eval_results or []
+    } == {(*found, "SQuAD v1.1, 7 examples")}
+    assert f"\n7 examples from {' '.join(each for each in found if each)}, at most 384 tokens." in card_of(hub)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("data/my dev.csv", "my dev.csv"),
+        ("data/x.JSON", "x.JSON"),
+        ("a, b/dev.csv", "dev.csv"),
+        ("me/mine validation", "mine validation"),
+    ],
+)
+def test_an_older_file_names_no_data_set_that_may_be_a_file_or_folder(
+    hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any], source: str, name: str
+) -> None:
+    results["data"]["source"] = source
+    push_to_hub(measured, REPO, results=results)
+    data = data_of(card_of(hub))
+    assert data.datasets is None
+    assert {(one.dataset_type, one.dataset_split) for one in data.eval_results or []} == {(name, None)}
+    assert f"400 examples from {name}, at most" in card_of(hub)
+
+
+@pytest.mark.parametrize("parts", [[], [{"path": "dev.json"}], "dev.json"])
+def test_a_damaged_origin_is_told(measured: BertForQuestionAnswering, results: dict[str, Any], parts: Any) -> None:
+    results["data"]["parts"] = parts
+    with pytest.raises(SaveError, match="results is damaged: .*Evaluate again"):
+        push_to_hub(measured, REPO, results=results)
+
+
 def test_results_on_a_file_are_not_published_as_the_benchmark(
     hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]
 ) -> None:
@@ -116,14 +173,40 @@ def test_both_parts_of_mnli_are_told_apart(hub: Hub, measured: BertForQuestionAn
     glue = json.loads(GLUE.read_text())
     glue["task"] |= {"name": "mnli", "title": "MNLI"}
     glue["data"]["source"] = "nyu-mll/glue mnli validation_matched, nyu-mll/glue mnli validation_mismatched"
+    glue["data"]["splits"] = ["validation_matched", "validation_mismatched"]
     for entry in glue["methods"].values():
         entry["scores"]["accuracy_mm"] = 0.5
     push_to_hub(measured, REPO, results=glue)
     found = [one for one in data_of(card_of(hub)).eval_results or [] if one.metric_args == {"attention": "full"}]
-    assert {(one.metric_type, one.dataset_split) for one in found} == {
-        ("accuracy", "validation_matched"),
-        ("accuracy", "validation_mismatched"),
-    }
+    assert {(one.metric_type, one.dataset_split, one.dataset_name) for one in found} == {
+        ("accuracy", "validation_matched", "MNLI"),
+        ("accuracy", "validation_mismatched", "MNLI"),
+    }, "an older file does not say how many examples each part has"
+    places = "nyu-mll/glue mnli validation_matched, nyu-mll/glue mnli validation_mismatched"
+    assert f"400 examples from {places}, at most" in card_of(hub)
+    glue["data"]["source"] = "data/a.tsv, data/b, c.tsv"
+    push_to_hub(measured, REPO, results=glue)
+    assert {one.dataset_type for one in data_of(card_of(hub)).eval_results or []} == {"a.tsv, b, c.tsv"}
+
+
+def test_each_part_of_mnli_has_its_own_number_of_examples(hub: Hub, measured: BertForQuestionAnswering) -> None:
+    glue = json.loads(GLUE.read_text())
+    glue["task"] |= {"name": "mnli", "title": "MNLI", "primary_scores": ["accuracy_mm"]}
+    parts = [
+        {"dataset": None, "path": "data/a.tsv", "config": None, "split": None, "examples": 1376, "labelled": False},
+        {"dataset": None, "path": "data/b.tsv", "config": None, "split": None, "examples": 24, "labelled": True},
+    ]
+    glue["data"] |= {"source": "data/a.tsv, data/b.tsv", "examples": 1400, "parts": parts}
+    for entry in glue["methods"].values():
+        entry["scores"] = {"accuracy_mm": 0.5}
+        if entry["difference_to_full"]:
+            entry["difference_to_full"] = {"accuracy_mm": entry["difference_to_full"]["accuracy"]}
+    push_to_hub(measured, REPO, results=glue, benchmark="owner/pairs:mnli")
+    found = data_of(card_of(hub)).eval_results or []
+    assert {(one.dataset_type, one.dataset_name) for one in found} == {("b.tsv", "MNLI, 24 examples")}
+    assert "1,376 examples from a.tsv (without labels), 24 examples from b.tsv, at most" in card_of(hub)
+    (entry,) = yaml.safe_load(hub.repos[REPO].files()[".eval_results/bert-cluster-owner--pairs--mnli.yaml"])
+    assert entry["notes"].startswith("accuracy_mm with ") and "24 examples" in entry["notes"]
 
 
 def test_the_benchmark_file_is_valid(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:

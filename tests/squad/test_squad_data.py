@@ -7,7 +7,7 @@ from typing import Any
 import datasets
 import pytest
 
-from bert_cluster.evaluation.rows import DataError, MissingFileError
+from bert_cluster.evaluation.rows import DataError, MissingFileError, Source
 from squad_eval.data import Example, load_file, load_hub
 
 ANSWERS = [{"text": "Été “x”", "answer_start": 0}, {"text": "x", "answer_start": 5}]
@@ -33,7 +33,7 @@ def test_an_official_file_of_version_1(tmp_path: Path) -> None:
         Example("1", "Q?", "Été “x” null", ("Été “x”", "x"), "T"),
         Example("2", "Q?", "Été “x” null", ("x",), "T"),
     ]
-    assert (data.labelled, data.has_unanswerable, data.source) == (True, False, str(tmp_path / "dev.json"))
+    assert (data.labelled, data.has_unanswerable, str(data.source)) == (True, False, str(tmp_path / "dev.json"))
     data.require_version(False)
 
 
@@ -193,7 +193,7 @@ def test_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked == [("rajpurkar/squad_v2", None, "validation")]
     assert ([example.answers for example in data.examples], data.source) == (
         [("no", "NA"), ()],
-        "rajpurkar/squad_v2 validation",
+        Source(dataset="rajpurkar/squad_v2", split="validation"),
     )
 
 
