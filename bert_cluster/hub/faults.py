@@ -24,7 +24,9 @@ LONGEST_PAUSE_SECONDS = 300.0
 BUSY = (408, 429, 500, 502, 503, 504)
 MOVED = (409, 412)  # the branch has another head than the commit was made for, or somebody commits right now
 
-_LOG_IN = "Log in with `hf auth login`, set HF_TOKEN, or give token=."
+# Whoever reads it called Python or a command.
+_TOKEN = "token= in Python, --token of bert-cluster push, --hub_token of squad-eval and glue-eval"
+_LOG_IN = f"Log in with `hf auth login`, set HF_TOKEN, or give a token ({_TOKEN})."
 
 Result = TypeVar("Result")
 
@@ -128,7 +130,7 @@ def _explain_answer(answer: HfHubHTTPError, status: int, said: str, repo_id: str
     if isinstance(answer, RepositoryNotFoundError) or status == 404:
         return (
             f"There is no repository {repo_id}, or the token cannot see it ({status}: {said}). Check its name, and for a private "
-            f"one the token: `hf auth login`, HF_TOKEN or token=."
+            f"one the token: `hf auth login`, HF_TOKEN, or the one given ({_TOKEN})."
         )
     if status == 401 and "authorization" not in answer.response.request.headers:
         return f"Nobody is logged in (401: {said}). {_LOG_IN}"
@@ -137,7 +139,8 @@ def _explain_answer(answer: HfHubHTTPError, status: int, said: str, repo_id: str
     if status == 403:
         return (
             f"The token may not write to {repo_id} (403: {said}). Use a token with the role write of somebody who may, or a "
-            f"repository of your own; a change to an existing one can be proposed with create_pr=True."
+            f"repository of your own; a change to an existing one can be proposed as a pull request (create_pr=True in Python, "
+            f"bert-cluster push --create_pr)."
         )
     if status in MOVED:
         return f"{repo_id} is being changed by somebody else ({status}: {said}). Try again later."

@@ -213,8 +213,8 @@ class Push:
             self.creating, self.created = False, True
         elif private and not known.private:
             raise HubError(
-                f"{repository.repo_id} exists and is public, and private=True makes only new repositories private. Change its "
-                f"visibility in its settings, or leave private out."
+                f"{repository.repo_id} exists and is public, and a push makes only new repositories private. Change its "
+                f"visibility in its settings, or leave private out (in a command --private or --hub_private_repo)."
             )
 
     def _open_branch(self) -> str:

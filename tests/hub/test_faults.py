@@ -97,9 +97,14 @@ def test_a_hub_that_stays_broken(hub: Hub, model: BertForQuestionAnswering, path
     [
         (
             "hf_expired",
-            r"does not accept the token \(401: .*`hf auth login`, set HF_TOKEN, or give token=. Nothing was",
+            r"does not accept the token \(401: .*`hf auth login`, set HF_TOKEN, or give a token \(token= in Python, --token of "
+            r"bert-cluster push, --hub_token of squad-eval and glue-eval\)\. Nothing was",
         ),
-        (READ_TOKEN, r"may not write to tester/answers \(403: .*role write.*create_pr=True. Nothing was changed"),
+        (
+            READ_TOKEN,
+            r"may not write to tester/answers \(403: .*role write.*\(create_pr=True in Python, bert-cluster push "
+            r"--create_pr\)\. Nothing was changed",
+        ),
     ],
 )
 def test_a_token_that_is_refused(hub: Hub, model: BertForQuestionAnswering, token: str, message: str) -> None:
@@ -115,7 +120,8 @@ def test_a_token_that_is_refused(hub: Hub, model: BertForQuestionAnswering, toke
 def test_nobody_is_logged_in(hub: Hub, model: BertForQuestionAnswering, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(
-        HubError, match="Log in with `hf auth login`, set HF_TOKEN, or give token=. Nothing was changed"
+        HubError,
+        match=r"Log in with `hf auth login`, set HF_TOKEN, or give a token \(token= .*--hub_token .*\)\. Nothing was changed",
     ):
         push_to_hub(model, REPO)
 
@@ -135,7 +141,10 @@ def test_a_pull_request_to_nothing(hub: Hub, model: BertForQuestionAnswering) ->
 def test_a_repository_that_vanishes(hub: Hub, model: BertForQuestionAnswering) -> None:
     hub.create(REPO)
     hub.fault("POST", PREUPLOAD, call=lambda: hub.repos.clear())
-    with pytest.raises(HubError, match=r"There is no repository tester/answers, or the token cannot see it \(404"):
+    with pytest.raises(
+        HubError,
+        match=r"There is no repository tester/answers, or the token cannot see it \(404.*HF_TOKEN, or the one given \(token= in Python, --token",
+    ):
         push_to_hub(model, REPO)
 
 

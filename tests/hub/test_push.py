@@ -121,7 +121,10 @@ def test_private_makes_a_new_repository_private(hub: Hub, model: BertForQuestion
 
 def test_private_refuses_a_repository_that_is_public(hub: Hub, model: BertForQuestionAnswering) -> None:
     hub.create(REPO)
-    with pytest.raises(HubError, match="exists and is public.*leave private out. Nothing was changed on the Hub"):
+    with pytest.raises(
+        HubError,
+        match=r"exists and is public.*leave private out \(in a command --private or --hub_private_repo\)\. Nothing was changed",
+    ):
         push_to_hub(model, REPO, private=True)
     assert commits(hub) == 0
 
