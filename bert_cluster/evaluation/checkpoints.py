@@ -4,17 +4,20 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import _CACHED_NO_EXIST, HfApi, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 from transformers.utils import cached_file
 
 from bert_cluster.config import ClusterConfig
 from bert_cluster.errors import BertClusterError
 from bert_cluster.evaluation.errors import CheckpointError
+from bert_cluster.hub.faults import NETWORK_ERRORS, first_cause
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -113,8 +116,10 @@ def _require_place(name: str, flag: str) -> None:
 
 
 def _optional_file(place: str, file: str, **hub: Any) -> str | None:
-    with _named_errors(place, "file list"):
-        return cached_file(
+    """One file of a folder or a repository (from the cache where the Hub is out of reach), None where it has none."""
+    found = None
+    with _named_errors(place, "file list"), suppress(*NETWORK_ERRORS):
+        found = cached_file(
             place,
             file,
             _raise_exceptions_for_missing_entries=False,
@@ -122,6 +127,32 @@ def _optional_file(place: str, file: str, **hub: Any) -> str | None:
             _raise_exceptions_for_connection_errors=False,
             **hub,
         )
+    if found is None and not Path(place).is_dir():
+        _check_missing(place, file, **hub)
+    return found
+
+
+def _check_missing(place: str, file: str, *, cache_dir: str | None, token: Any, revision: str | None) -> None:
+    """For `cached_file` a Hub out of reach and a file that is not there are the same. A repository whose config.json is in
+    the cache was loaded before, with whatever files it needed.
+
+    Raises:
+        CheckpointError: the Hub cannot be asked, and the cache does not tell either.
+    """
+
+    def cached(name: str) -> Any:
+        return try_to_load_from_cache(place, name, cache_dir=cache_dir, revision=revision)
+
+    if cached(file) is _CACHED_NO_EXIST or isinstance(cached("config.json"), str):
+        return
+    try:
+        with suppress(GatedRepoError):  # told when its configuration is read
+            HfApi(token=token).file_exists(place, file, revision=revision)
+    except NETWORK_ERRORS as error:
+        raise CheckpointError(
+            f"{place}: the Hub could not be reached ({first_cause(error)}), and the cache has neither its {file} nor its "
+            f"config.json. Check the network, or give a local folder."
+        ) from error
 
 
 @contextmanager

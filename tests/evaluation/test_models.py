@@ -7,11 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import torch
+from loopback import Hub
 from transformers import (
+    AutoConfig,
     AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoTokenizer,
     BertForQuestionAnswering,
     BertForSequenceClassification,
     PretrainedConfig,
@@ -190,6 +194,46 @@ def test_a_file_and_an_empty_folder_are_no_models(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="empty: its configuration cannot be read"):
         find_checkpoint(parse(str(tmp_path / "empty")), "QUESTION_ANS")
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_an_adapter_on_a_hub_out_of_reach_is_not_taken_for_a_model(
+    hub: Hub, offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where connections break nor where the environment says to stay offline."""
+    adapter = {"task_type": "QUESTION_ANS", "base_model_name_or_path": "owner/base"}
+    hub.create("owner/adapter", {"adapter_config.json": json.dumps(adapter), "adapter_model.safetensors": b""})
+    for cached, missing in ((None, "adapter_config.json"), ("adapter_config.json", "adapter_model.safetensors")):
+        if cached is not None:
+            huggingface_hub.hf_hub_download("owner/adapter", cached, cache_dir=tmp_path)
+        with monkeypatch.context() as away:
+            away.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
+            faults = [hub.fault(method, "/", cut="before", times=999) for method in ("GET", "HEAD")]
+            expected = (
+                rf"adapter: the Hub could not be reached \(.+\), and the cache has neither its {missing} nor its config"
+            )
+            with pytest.raises(CheckpointError, match=expected):
+                find_checkpoint(parse("owner/adapter", "--cache_dir", str(tmp_path)), "QUESTION_ANS")
+            assert all(fault.times == 999 for fault in faults) is offline
+            hub.faults.clear()
+
+
+def test_a_model_in_the_cache_needs_no_hub(
+    hub: Hub, qa_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also one that something else loaded, which did not look for an adapter."""
+    hub.create("owner/model", {path.name: path.read_bytes() for path in Path(qa_model).iterdir()})
+    for auto in (AutoConfig, AutoTokenizer):
+        auto.from_pretrained("owner/model", cache_dir=tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    checkpoint = find_checkpoint(parse("owner/model", "--cache_dir", str(tmp_path)), "QUESTION_ANS")
+    assert checkpoint.adapter is None and checkpoint.fingerprint["commit"] == hub.repos["owner/model"].refs["main"]
+
+
+def test_a_gated_model_is_told(hub: Hub) -> None:
+    hub.create("owner/gated", {"config.json": "{}"}, gated=True)
+    with pytest.raises(CheckpointError, match="owner/gated: its configuration cannot be read: .*gated repo"):
+        find_checkpoint(parse("owner/gated"), "QUESTION_ANS")
 
 
 def test_a_base_for_something_that_is_no_adapter(qa_model: str) -> None:
