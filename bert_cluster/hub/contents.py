@@ -47,7 +47,7 @@ class Contents:
             SaveError: see `staging.stage` and `privacy.check`.
         """
         stage(self.kind, folder, self.tokenizer)
-        with disk_errors(folder):
+        with disk_errors(folder.parent):
             for one, name in zip(self.results, self.plots(), strict=True):
                 if one.plot is not None:
                     (folder / name).write_bytes(one.plot.read_bytes())
@@ -81,7 +81,7 @@ class Contents:
         privacy.check_tokens(README, text, self.secrets())
         if own_card is not None and "\r\n" in own_card:
             text = text.replace("\n", "\r\n")
-        with disk_errors(folder):
+        with disk_errors(folder.parent):
             (folder / README).write_bytes(text.encode("utf-8"))
         notes = []
         if base_model is None:

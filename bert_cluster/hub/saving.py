@@ -47,12 +47,12 @@ def save_pretrained(
     """Save a patched model: weights as safetensors, tokenizer, config.json with the settings, model card, results.
 
     Plain transformers (or sentence-transformers) loads the folder as the exact model; `from_pretrained` of this package
-    loads it patched. Everything is written beside the folder first and then moved in, so that a full disk leaves what was
-    there. A README.md that is there keeps what its author wrote: only the part between our marks is replaced.
+    loads it patched. Everything is written to a temporary folder in it first and then moved, so that a full disk leaves what
+    was there. A README.md that is there keeps what its author wrote: only the part between our marks is replaced.
 
     Args:
         model: a patched transformers model, SentenceTransformer or CrossEncoder.
-        folder: created if it is not there.
+        folder: created if it is not there. A link to a folder is followed.
         tokenizer: or processor, saved along; a SentenceTransformer or CrossEncoder carries its own.
         results: all_results.json of squad_eval or glue_eval (a file, its folder, its content, or several of them), shown on
             the card.
@@ -66,22 +66,24 @@ def save_pretrained(
         NotPatchedError, UnsupportedModelError: a model that is not patched, or that cannot be.
         SaveError: a model with PEFT adapters, results of other settings, a full disk, or something private in a file.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise SaveError(f"folder must be a path, got {type(folder).__name__}. Give the folder to save into.")
     place = Path(folder)
-    if place.exists() and not place.is_dir():
-        raise SaveError(f"{place} is a file. Give a folder.")
+    target = place.resolve()
+    existing_part = next(each for each in (target, *target.parents) if each.exists())
+    if not existing_part.is_dir():
+        raise SaveError(f"{existing_part} is a file. Give a folder.")
     contents = check_contents(model, tokenizer, results, base_model, benchmark)
     existing = read_card(place / README) if (place / README).exists() else None
     refuse_other_kinds(str(place), contents.kind, [path.name for path in place.glob("*.json")])
-    name = place.resolve().name
-    with disk_errors(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{name}."))
+    with disk_errors(existing_part):  # on the disk of the folder, so that its files can be moved by renaming them
+        staged = Path(tempfile.mkdtemp(dir=existing_part, prefix=".bert-cluster-"))
     try:
-        contents.write_files(beside)
-        notes = contents.write_card(beside, existing, name)
-        return Saved(place, _move(beside, place), tuple(notes))
+        contents.write_files(staged)
+        notes = contents.write_card(staged, existing, target.name)
+        return Saved(place, _move(staged, target), tuple(notes))
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(staged, ignore_errors=True)
 
 
 def refuse_other_kinds(place: str, kind: Kind, files: Iterable[str]) -> None:
@@ -98,9 +100,9 @@ def refuse_other_kinds(place: str, kind: Kind, files: Iterable[str]) -> None:
             )
 
 
-def _move(beside: Path, place: Path) -> tuple[str, ...]:
+def _move(staged: Path, place: Path) -> tuple[str, ...]:
     """Rename every file into the folder; then remove what must not stay of an earlier save."""
-    files = tuple(sorted(path.relative_to(beside).as_posix() for path in beside.rglob("*") if path.is_file()))
+    files = tuple(sorted(path.relative_to(staged).as_posix() for path in staged.rglob("*") if path.is_file()))
     in_the_way = next((name for name in files if (place / name).is_dir()), None)
     if in_the_way is not None:
         raise SaveError(
@@ -109,7 +111,7 @@ def _move(beside: Path, place: Path) -> tuple[str, ...]:
     with disk_errors(place):
         for name in files:
             (place / name).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(beside / name, place / name)
+            os.replace(staged / name, place / name)
         for path in (*place.glob("*"), *place.glob(".eval_results/*")):
             name = path.relative_to(place).as_posix()
             if name not in files and REPLACED.fullmatch(name):

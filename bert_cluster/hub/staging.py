@@ -40,7 +40,7 @@ def stage(kind: Kind, folder: Path, tokenizer: Any) -> None:
     Raises:
         SaveError: the disk is full or cannot be written, or the transformers model is not at the root of what is saved.
     """
-    with disk_errors(folder):
+    with disk_errors(folder.parent):
         if kind.library == SENTENCE_TRANSFORMERS:
             kind.model.save_pretrained(str(folder), create_model_card=False)
         else:
@@ -69,8 +69,8 @@ def _sign(path: Path, kind: Kind) -> None:
 
 
 @contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """What a disk refuses, as one sentence; safetensors tells it in a text only."""
+def disk_errors(place: Path) -> Iterator[None]:
+    """What a disk refuses in a place, as one sentence; safetensors tells it in a text only."""
     try:
         yield
     except Exception as error:
@@ -78,7 +78,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
         if code not in _DISK:
             raise
         raise SaveError(
-            f"The model could not be written into {folder.parent}: {error}. What was begun is removed. Make room or choose "
+            f"The model could not be written into {place}: {error}. What was begun is removed. Make room or choose "
             f"another place (for a push: the environment variable TMPDIR), and save again."
         ) from error
 

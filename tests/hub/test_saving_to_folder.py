@@ -1,6 +1,9 @@
 """`save_pretrained`: what lies in the folder, and what it leaves alone."""
 
 import json
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +125,68 @@ def test_what_runs_is_saved_whatever_the_configuration_says(
         model.config.clustered_attention = {"version": 1, "method": "clustered"}
     save_pretrained(model, tmp_path)
     assert same_bits(outputs(bert_cluster.from_pretrained(tmp_path)), outputs(model))
+
+
+@pytest.fixture
+def other_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on another file system than tmp_path."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("/dev/shm is no file system of its own here")
+    with tempfile.TemporaryDirectory(dir=memory) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["link to a folder", "link to what is not there yet"])
+def test_a_link_to_another_file_system(
+    model: BertForQuestionAnswering, tmp_path: Path, other_disk: Path, there: bool
+) -> None:
+    if there:
+        (other_disk / "answers").mkdir()
+    (tmp_path / "link").symlink_to(other_disk / "answers")
+    saved = save_pretrained(model, tmp_path / "link")
+    assert saved.folder == tmp_path / "link" and saved.folder.is_symlink()
+    assert {path.name for path in (other_disk / "answers").iterdir()} == set(saved.files)
+    assert [path.name for path in other_disk.iterdir()] == ["answers"]
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+    assert "answers" in (other_disk / "answers" / "README.md").read_text()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_whose_parent_cannot_be_written(model: BertForQuestionAnswering, tmp_path: Path) -> None:
+    (tmp_path / "parent" / "answers").mkdir(parents=True)
+    (tmp_path / "parent").chmod(0o555)
+    try:
+        saved = save_pretrained(model, tmp_path / "parent" / "answers")
+        assert {path.name for path in saved.folder.iterdir()} == set(saved.files)
+        with pytest.raises(SaveError, match=f"could not be written into {tmp_path}/parent: .*Permission denied"):
+            save_pretrained(model, tmp_path / "parent" / "new" / "answers")
+    finally:
+        (tmp_path / "parent").chmod(0o755)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["a folder", "no folder"])
+def test_a_failure_leaves_what_was_there(
+    model: BertForQuestionAnswering, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    if there:
+        (tmp_path / "deep" / "answers").mkdir(parents=True)
+        (tmp_path / "deep" / "answers" / "config.json").write_text("before")
+    before = sorted(tmp_path.rglob("*"))
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bert_cluster.hub.contents.write_card", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(model, tmp_path / "deep" / "answers")
+    assert sorted(tmp_path.rglob("*")) == before
+    assert not there or (tmp_path / "deep" / "answers" / "config.json").read_text() == "before"
+
+
+def test_a_place_that_is_no_folder(model: BertForQuestionAnswering, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SaveError, match=f"{tmp_path}/file is a file. Give a folder."):
+        save_pretrained(model, tmp_path / "file" / "answers")
+    with pytest.raises(SaveError, match="folder must be a path, got int. Give the folder to save into."):
+        save_pretrained(model, 3)  # type: ignore[arg-type]
