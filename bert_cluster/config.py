@@ -234,7 +234,7 @@ def _all_budgets() -> set[str]:
 
 
 def _check_method(where: str, method: Any) -> None:
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"{where} must be one of {', '.join(METHODS)}, got {method!r}.")
 
 

@@ -158,6 +158,7 @@ def test_the_kernels_limits() -> None:
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"method": "linear"}, f"method must be one of {', '.join(METHODS)}, got 'linear'"),
     ({"method": None}, "method must be one of .* got None"),
+    ({"method": ["clustered"]}, r"method must be one of .* got \['clustered'\]"),
     (
         {"method": "improved-clustered", "topk": "auto"},
         r"topk='auto' goes by the text's length in refined-clustered only. Give improved-clustered a whole number, or leave "
@@ -178,6 +179,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"layers": {1: "full"}}, r"layers\[1\] must be a mapping such as .*, got 'full'"),
     ({"layers": {1: {"seed": 3}}}, r"layers\[1\] has no setting 'seed'; known are method, clusters"),
     ({"layers": {1: {"method": "x"}}}, r"layers\[1\]\['method'\] must be one of"),
+    ({"layers": {"0": {"method": {}}}}, r"layers\[0\]\['method'\] must be one of .* got {}"),
     (
         {"layers": {1: {"method": "full", "topk": 3}}},
         r"layers\[1\] sets topk, which means nothing to its method 'full'",
