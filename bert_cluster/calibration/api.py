@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ from bert_cluster.calibration.progress import Progress, fingerprint
 from bert_cluster.calibration.report import result_of
 from bert_cluster.calibration.result import Calibration
 from bert_cluster.calibration.session import Session, opened
-from bert_cluster.calibration.texts import TOKENS_PER_BATCH, Part, Text, encode, part_of, split
+from bert_cluster.calibration.texts import TOKENS_PER_BATCH, Part, Text, encode, listed, part_of, split
 from bert_cluster.calibration.timing import OWN_EXACT, Timings, machine_of, measure
-from bert_cluster.config import CONFIG_KEY, ClusterConfig, LayerSettings
+from bert_cluster.config import CONFIG_KEY, LIMITS, ClusterConfig, LayerSettings
 from bert_cluster.errors import CalibrationError
 from bert_cluster.families import attention_modules, encoder_of
 from bert_cluster.lengths import longest_input
@@ -32,7 +32,7 @@ LONGEST = 8192  # tokens of a text where neither the user nor the model sets a b
 def calibrate(
     model: nn.Module,
     tokenizer: Any,
-    texts: Sequence[Text],
+    texts: Iterable[Text],
     *,
     target: float | None = None,
     metric: str = "hidden",
@@ -74,7 +74,7 @@ def calibrate(
         The settings, for `patch`. Where every layer stays full, ``method="full"``, which `patch` refuses.
 
     Raises:
-        CalibrationError: no texts, an impossible target, unusable candidates or timings, or a head that the metric needs.
+        CalibrationError: no texts, no tokenizer, an impossible target or seed, unusable candidates or timings, or a head that the metric needs.
         UnsupportedModelError: the model cannot be patched.
     """
     result = run(
@@ -99,7 +99,7 @@ def calibrate(
 def run(
     model: nn.Module,
     tokenizer: Any,
-    texts: Sequence[Text],
+    texts: Iterable[Text],
     *,
     target: float | None = None,
     metric: str = "hidden",
@@ -113,11 +113,14 @@ def run(
     """`calibrate` with everything it found, and without printing; output_dir gets progress.json only."""
     goal = DEFAULT_TARGETS.get(metric, 0.0) if target is None else target
     metrics.check_target(metric, goal)
+    _check_seed(seed)
+    several = listed(texts)
     chosen_from = settings_of(candidates)
     encoder = encoder_of(model)
     attention_modules(encoder)  # what cannot be patched is refused first
+    _check_tokenizer(tokenizer)
     limit = _token_limit(encoder, tokenizer, max_tokens)
-    encoded = encode(tokenizer, texts, limit)
+    encoded = encode(tokenizer, several, limit)
     with opened(model) as session:
         parts = _parts(encoded, tokenizer, seed, session)
         mark = _fingerprint(session, encoded, metric, chosen_from, seed)
@@ -138,10 +141,23 @@ def run(
             decision = decide(laboratory, found, goal, seed, bar.tick)
             part = "held-out" if "held-out" in parts else "calibration"
             seconds = laboratory.seconds(part, decision.choice(session.layers))
-        left_out = len(texts) - len(encoded)
+        left_out = len(several) - len(encoded)
         notes = [f"{left_out} texts without any token were left out."] if left_out else []
         notes += [kept.note] if kept.note else []
         return result_of(session, metric, goal, decision, parts, measured, seconds, seed, notes, found)
+
+
+def _check_seed(seed: Any) -> None:
+    least, greatest = LIMITS["seed"]
+    if isinstance(seed, bool) or not isinstance(seed, int) or not least <= seed <= greatest:
+        raise CalibrationError(f"seed must be a whole number from {least} to {greatest}, got {seed!r}.")
+
+
+def _check_tokenizer(tokenizer: Any) -> None:
+    if isinstance(tokenizer, type | nn.Module) or not callable(tokenizer):
+        raise CalibrationError(
+            f"tokenizer must be the model's tokenizer, got {tokenizer!r:.80}. Load it with AutoTokenizer.from_pretrained."
+        )
 
 
 def _token_limit(encoder: Any, tokenizer: Any, max_tokens: int | None) -> int:

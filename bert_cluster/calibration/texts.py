@@ -1,6 +1,6 @@
 """The user's texts as batches that stay the same for every setting compared."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,19 +41,30 @@ class Part:
         return tuple(length for batch in self.batches for length in batch.lengths)
 
 
+def listed(texts: Iterable[Text]) -> list[Text]:
+    """The texts of a list, a generator or the like.
+
+    Raises:
+        CalibrationError: one text, no texts, or something else.
+    """
+    if isinstance(texts, str):
+        raise CalibrationError("texts must be a list of texts, got one text. Write [text].")
+    if not isinstance(texts, Iterable):
+        raise CalibrationError(f"texts must be a list of texts, got {type(texts).__name__}.")
+    several = list(texts)
+    if not several:
+        raise CalibrationError(
+            "There are no texts. Give some of those that the model will read; 32 or more are a good start."
+        )
+    return several
+
+
 def encode(tokenizer: Any, texts: Sequence[Text], max_tokens: int) -> list[dict[str, list[int]]]:
     """The tokens of each text, cut to max_tokens. Texts without any token are left out.
 
     Raises:
-        CalibrationError: no texts, or something that is neither a text nor a pair of them.
+        CalibrationError: something that is neither a text nor a pair of them, or no tokens at all.
     """
-    if isinstance(texts, str):
-        raise CalibrationError("texts must be a list of texts, got one text. Write [text].")
-    texts = list(texts)
-    if not texts:
-        raise CalibrationError(
-            "There are no texts. Give some of those that the model will read; 32 or more are a good start."
-        )
     encoded = []
     for number, text in enumerate(texts):
         pair = (text,) if isinstance(text, str) else tuple(text) if isinstance(text, tuple | list) else ()

@@ -65,6 +65,12 @@ def test_the_target_is_kept_on_texts_of_tomorrow(
     assert result.reached and hidden_error(model, tokenizer, tomorrow, result.config) <= 0.02
 
 
+def test_a_generator_of_texts(calibration: Callable[..., Calibration], tiny: Any, texts: list[str]) -> None:
+    result = calibration(tiny(), (text for text in texts), target=0.02)
+    assert result.config == calibration(tiny(), texts, target=0.02).config
+    assert not any("left out" in note for note in result.notes)
+
+
 def test_a_wider_target_is_not_slower(calibration: Callable[..., Calibration], tiny: Any, texts: list[str]) -> None:
     times = [sum(layer.seconds for layer in calibration(tiny(), texts, target=t).layers) for t in (0.003, 0.03, 0.6)]
     assert times[0] >= times[1] > times[2]

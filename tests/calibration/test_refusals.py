@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from transformers import T5Config, T5EncoderModel
+from transformers import BertTokenizer, T5Config, T5EncoderModel
 
 from bert_cluster import BertClusterError, CalibrationError, UnsupportedModelError, calibrate, patch
 from bert_cluster.calibration import Timings
@@ -24,6 +24,7 @@ def refused(tokenizer: Any) -> Callable[..., str]:
 
 def test_texts(refused: Callable[..., str], tiny: Any) -> None:
     assert refused(tiny(), []).startswith("There are no texts. Give some of those that the model will read")
+    assert refused(tiny(), None) == "texts must be a list of texts, got NoneType."
     assert refused(tiny(), "w5 w6") == "texts must be a list of texts, got one text. Write [text]."
     assert refused(tiny(), ["w5", 7]) == "texts[1] must be a text or a pair of texts, got int: 7."
     assert "texts[0] must be a text or a pair of texts, got tuple" in refused(tiny(), [("a", "b", "c")])
@@ -48,6 +49,12 @@ def test_models(refused: Callable[..., str], texts: list[str]) -> None:
     with pytest.raises(UnsupportedModelError):
         calibrate(model, None, texts, progress=False)
     assert "A transformers model" in refused("bert", texts)
+
+
+@pytest.mark.parametrize("tokenizer", [None, "bert", BertTokenizer])
+def test_tokenizers(tokenizer: Any, tiny: Any, texts: list[str]) -> None:
+    with pytest.raises(CalibrationError, match="tokenizer must be the model's tokenizer, got .*Load it with AutoToken"):
+        calibrate(tiny(), tokenizer, texts, progress=False)
 
 
 @pytest.mark.parametrize("target", [0, -1, float("nan"), "small"])
@@ -75,6 +82,9 @@ def test_candidates(refused: Callable[..., str], tiny: Any, texts: list[str]) ->
 
 def test_other_arguments(refused: Callable[..., str], tiny: Any, texts: list[str]) -> None:
     assert "max_tokens must be a whole number from 4, got 0." in refused(tiny(), texts, max_tokens=0)
+    for seed in ("a", -1, True, 2**32):
+        expected = f"seed must be a whole number from 0 to {2**32 - 1}, got {seed!r}."
+        assert refused(tiny(), texts, seed=seed) == expected
     assert "timings has no seconds for 'full'" in refused(tiny(), texts, timings=Timings({}, {}))
 
 
