@@ -4,7 +4,8 @@ import inspect
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from huggingface_hub import _CACHED_NO_EXIST, HfApi, constants, try_to_load_from
 from transformers.utils import cached_file
 
 from bert_cluster.config import ClusterConfig
-from bert_cluster.errors import ConfigError, LoadError, NotPatchedWarning
+from bert_cluster.errors import ConfigError, LoadError, NotPatchedWarning, UnsupportedModelError
 from bert_cluster.hub.faults import first_cause, may_pass
 from bert_cluster.hub.kinds import AUTO_CLASSES, SENTENCE_CLASSES
 from bert_cluster.patching import patch, stored_settings
@@ -22,6 +23,7 @@ from bert_cluster.patching import patch, stored_settings
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # Those besides that a configuration of somebody's own code needs.
 _CODE = ("trust_remote_code", "code_revision")
+_ADAPTER = "adapter_config.json"
 _MODULES, _SENTENCE_CONFIG = "modules.json", "config_sentence_transformers.json"
 
 
@@ -50,8 +52,8 @@ def from_pretrained(
         The patched model, in evaluation mode. Without settings anywhere it is the model as it is, with a warning.
 
     Raises:
-        ConfigError: settings that cannot be read or run, or an unknown task.
-        UnsupportedModelError: a model that cannot be patched.
+        ConfigError: settings that cannot be read or run, an unknown task, or an argument that belongs elsewhere.
+        UnsupportedModelError: a model that cannot be patched, or a PEFT adapter, which is none.
         LoadError: the connection to the Hub broke, or sentence-transformers is needed and not installed.
         OSError: no such folder, repository or revision, in transformers' words.
     """
@@ -59,11 +61,13 @@ def from_pretrained(
         raise ConfigError("from_pretrained() takes a task or an auto_class, got both. Leave one out.")
     if task is not None and task not in {**AUTO_CLASSES, **SENTENCE_CLASSES}:
         raise ConfigError(f"task must be one of {', '.join([*AUTO_CLASSES, *SENTENCE_CLASSES])}, got {task!r}.")
-    settings = config if isinstance(config, ClusterConfig | None) else ClusterConfig.load(config)
+    _check_class(auto_class)
+    _check_arguments(kwargs)
+    settings = _settings(config)
     place = {name: kwargs[name] for name in _PLACE if name in kwargs}
     code = {name: kwargs[name] for name in _CODE if name in kwargs}
     with network_errors(name_or_path):
-        loaded = transformers.AutoConfig.from_pretrained(name_or_path, **place, **code)
+        loaded = model_config(name_or_path, place, code)
         settings = settings or stored_settings(loaded)
         name = auto_class or _class_name(name_or_path, loaded, task, place)
         model = _load(name_or_path, name, kwargs)
@@ -76,6 +80,33 @@ def from_pretrained(
         )
         return model
     return patch(model, settings)
+
+
+def model_config(
+    name_or_path: str | Path, place: Mapping[str, Any], code: Mapping[str, Any] | None = None
+) -> transformers.PreTrainedConfig:
+    """The configuration of a checkpoint.
+
+    Args:
+        place: transformers' arguments that say where it lies.
+        code: those for a configuration of somebody's own code.
+
+    Raises:
+        UnsupportedModelError: there is a PEFT adapter and no model.
+        OSError, ValueError: no configuration, in transformers' words.
+    """
+    try:
+        return transformers.AutoConfig.from_pretrained(name_or_path, **place, **(code or {}))
+    except (OSError, ValueError) as error:
+        adapter = None
+        with suppress(Exception):  # what kept the configuration from being read is what is told
+            adapter = optional_file(name_or_path, _ADAPTER, place)
+        if adapter is None:
+            raise
+        raise UnsupportedModelError(
+            f"{name_or_path} is a PEFT adapter. Merge it into its base model first (PeftModel.merge_and_unload), save that with its "
+            f"tokenizer, and give its folder."
+        ) from error
 
 
 def class_of(config: transformers.PreTrainedConfig) -> Any:
@@ -101,6 +132,45 @@ def optional_file(name_or_path: str | Path, file: str, place: Mapping[str, Any])
     if try_to_load_from_cache(name, path, cache_dir=place.get("cache_dir"), revision=revision) is not _CACHED_NO_EXIST:
         HfApi(token=place.get("token")).file_exists(name, path, revision=revision)
     return None
+
+
+def _check_class(auto_class: Any) -> None:
+    if auto_class is not None and not callable(getattr(auto_class, "from_pretrained", None)):
+        raise ConfigError(
+            f"auto_class must be a class with from_pretrained, such as transformers.AutoModel, got {auto_class!r}. Give the "
+            f"class itself, or a task: {', '.join([*AUTO_CLASSES, *SENTENCE_CLASSES])}."
+        )
+
+
+def _check_arguments(given: Mapping[str, Any]) -> None:
+    """Refuse keywords that mean nothing to the loader, or change what it returns."""
+    settings = [f"{each.name}={given[each.name]!r}" for each in fields(ClusterConfig) if each.name in given]
+    if settings:
+        written = ", ".join(settings)
+        raise ConfigError(
+            f"from_pretrained() takes settings as one argument, got {written}. Write config=ClusterConfig({written})."
+        )
+    if given.get("output_loading_info"):
+        raise ConfigError(
+            "from_pretrained() returns the model alone, and output_loading_info=True asks for a second value. Leave it out, or "
+            "load the model with the from_pretrained of its own class, and give it to bert_cluster.patch."
+        )
+
+
+def _settings(config: Any) -> ClusterConfig | None:
+    if config is None or isinstance(config, ClusterConfig):
+        return config
+    expected = "config must be a ClusterConfig, or a JSON file of one"
+    if not isinstance(config, str | Path):
+        raise ConfigError(
+            f"{expected}, got {type(config).__name__}. Write config=ClusterConfig(method=...), or leave it out for the stored "
+            f"settings."
+        )
+    if not Path(config).is_file():
+        raise ConfigError(
+            f"{expected}, and there is no file {config}. A method is given by config=ClusterConfig(method=...)."
+        )
+    return ClusterConfig.load(config)
 
 
 def _class_name(name_or_path: str | Path, config: Any, task: str | None, place: Mapping[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from bert_cluster.config import ClusterConfig
 from bert_cluster.errors import BertClusterError, ConfigError, LoadError, NotPatchedError
 from bert_cluster.hub.contents import README, read_card
 from bert_cluster.hub.upload import MESSAGE, push_to_hub
-from bert_cluster.loading import from_pretrained, network_errors, optional_file
+from bert_cluster.loading import from_pretrained, model_config, network_errors, optional_file
 from bert_cluster.patching import stored_settings
 
 # One of these is beside every model that has a tokenizer.
@@ -62,7 +62,7 @@ def push_saved(options: argparse.Namespace) -> None:
     given = None if options.config is None else _settings(options.config)
     hub = {"token": options.token}
     with _load_errors(options.model):
-        config = transformers.AutoConfig.from_pretrained(options.model, **hub)
+        config = model_config(options.model, hub)
     if given is None and stored_settings(config) is None:
         raise NotPatchedError(
             f"{options.model} has no settings of clustered attention in its config.json. Give --config FILE (a JSON that "

@@ -8,7 +8,7 @@ from pushed_models import REPO, outputs, same_bits
 from transformers import AutoModelForQuestionAnswering, BertForQuestionAnswering, BertModel
 
 import bert_cluster
-from bert_cluster import ClusterConfig, ConfigError, LoadError, from_pretrained, push_to_hub
+from bert_cluster import ClusterConfig, ConfigError, LoadError, UnsupportedModelError, from_pretrained, push_to_hub
 from bert_cluster.errors import NotPatchedWarning
 
 pytestmark = pytest.mark.usefixtures("login", "no_waiting")
@@ -102,6 +102,16 @@ def test_a_hub_that_is_not_there(hub: Hub, model: BertForQuestionAnswering) -> N
     hub.fault("HEAD", "/", cut="before", times=99)
     with pytest.raises(OSError, match="(?i)connect"):
         from_pretrained("tester/never-seen")
+
+
+def test_an_adapter_is_no_model(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    from bert_cluster.cli import main
+
+    hub.create("tester/adapter", {"adapter_config.json": '{"peft_type": "LORA"}', "README.md": "# Adapter"})
+    with pytest.raises(UnsupportedModelError, match="tester/adapter is a PEFT adapter. Merge it into its base model"):
+        from_pretrained("tester/adapter")
+    assert main(["push", "tester/adapter", REPO]) == 2
+    assert "bert-cluster: tester/adapter is a PEFT adapter. Merge it" in capsys.readouterr().err
 
 
 def test_info_of_a_repository_reads_no_weights(
