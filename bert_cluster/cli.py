@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import constants
+
 from bert_cluster.calibration.command import add_calibrate, calibrate_saved
 from bert_cluster.config import CONFIG_KEY, METHODS, ClusterConfig
 from bert_cluster.errors import BertClusterError, ConfigError
@@ -64,12 +66,21 @@ def describe(model: str, *, revision: str | None = None, token: str | None = Non
         OSError: no such repository or revision, in transformers' words.
     """
     path = Path(model) / "config.json"
+    if Path(model).is_file():
+        raise ConfigError(
+            f"{model} is a file. Give the folder of a saved model, {Path(model).parent}, or its repository."
+        )
     if not Path(model).is_dir():
         with network_errors(model):
             path = optional_file(model, "config.json", {"revision": revision, "token": token}) or path
     try:
         data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        if constants.HF_HUB_OFFLINE and not Path(model).is_dir():
+            raise ConfigError(
+                f"{model} is no folder, and its config.json is not in the cache. The Hub was not asked, for the environment says to "
+                f"stay offline (HF_HUB_OFFLINE=1). Unset it to reach the Hub."
+            ) from error
         raise ConfigError(f"{model} has no config.json. Give the folder or the repository of a saved model.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not JSON: {error}.") from error

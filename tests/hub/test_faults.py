@@ -392,6 +392,14 @@ def test_offline(run_python: Callable[..., subprocess.CompletedProcess[str]], hu
     assert hub.log == []
 
 
+def test_info_offline(run_python: Callable[..., subprocess.CompletedProcess[str]], hub: Hub) -> None:
+    code = "from bert_cluster.cli import main\nmain(['info', 'tester/never-asked'])"
+    told = run_python(code, HF_HUB_OFFLINE="1").stderr
+    assert "bert-cluster: tester/never-asked is no folder, and its config.json is not in the cache." in told
+    assert "The Hub was not asked, for the environment says to stay offline (HF_HUB_OFFLINE=1). Unset it" in told
+    assert hub.log == []
+
+
 def test_saving_over_a_file_or_a_damaged_card(model: BertForQuestionAnswering, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SaveError, match="is a file. Give a folder"):

@@ -245,6 +245,14 @@ def test_command_info_of_a_bad_folder(
     assert message in capsys.readouterr().err
 
 
+def test_command_info_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "config.json"
+    config.write_text("{}")
+    assert main(["info", str(config)]) == 2
+    expected = f"bert-cluster: {config} is a file. Give the folder of a saved model, {tmp_path}, or its repository."
+    assert expected in capsys.readouterr().err
+
+
 def test_attention_takes_the_budgets_of_each_rows_length() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = torch.randn(3, 2, 1, 1031, 8, generator=generator)
