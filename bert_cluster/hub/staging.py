@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from bert_cluster.config import CONFIG_KEY
 from bert_cluster.errors import SaveError
 from bert_cluster.hub import privacy
@@ -27,7 +29,8 @@ def check_tokenizer(kind: Kind, tokenizer: Any) -> None:
         return
     if kind.library == SENTENCE_TRANSFORMERS:
         raise SaveError(f"A {kind.loader} carries its tokenizer and saves it. Leave tokenizer out.")
-    if not hasattr(tokenizer, "save_pretrained") or not type(tokenizer).__module__.startswith("transformers."):
+    ours = hasattr(tokenizer, "save_pretrained") and type(tokenizer).__module__.startswith("transformers.")
+    if not ours or not callable(tokenizer) or isinstance(tokenizer, nn.Module):  # a configuration, a model
         raise SaveError(
             f"tokenizer must be a tokenizer or processor of transformers, got {type(tokenizer).__name__}. Load it with "
             f"AutoTokenizer.from_pretrained, without remote code."

@@ -13,7 +13,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 from torch import nn
 
 from bert_cluster.errors import HubError, SaveError
-from bert_cluster.hub.contents import README, Contents, check_contents, read_card
+from bert_cluster.hub.contents import README, Contents, check_contents, check_text, read_card
 from bert_cluster.hub.faults import MOVED, NETWORK_ERRORS, may_pass, retried, status_of
 from bert_cluster.hub.repository import Repository, is_same
 from bert_cluster.hub.results import ResultsLike
@@ -90,6 +90,7 @@ def push_to_hub(
         HubError: the Hub or the network refused after several attempts. The text says what is visible on the Hub.
     """
     check_repo_id(repo_id)
+    check_text("revision", revision, MAIN)
     if not isinstance(commit_message, str) or not commit_message.strip():
         raise SaveError("commit_message is empty. Say in a few words what the commit does.")
     contents = check_contents(model, tokenizer, results, base_model, benchmark, card, token)
@@ -111,6 +112,8 @@ def check_repo_id(repo_id: str) -> None:
     Raises:
         SaveError: with an example of a name.
     """
+    if repo_id is None:  # the Hub's own check lets it pass
+        raise SaveError("repo_id must be owner/name, or a name, got None.")
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
