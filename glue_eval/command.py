@@ -7,12 +7,12 @@ from typing import Any
 
 from bert_cluster.evaluation import options as flags
 from bert_cluster.evaluation.checkpoints import Checkpoint, find_checkpoint
-from bert_cluster.evaluation.command import check_options, hold_output, print_notes, run_command, write_results
+from bert_cluster.evaluation.command import check_options, evaluate_and_push, print_notes, run_command, write_results
 from bert_cluster.evaluation.compare import Question, compare
 from bert_cluster.evaluation.errors import CheckpointError, OptionError
 from bert_cluster.evaluation.methods import choose_methods
 from bert_cluster.evaluation.models import load_model
-from bert_cluster.evaluation.processes import Processes, join_processes
+from bert_cluster.evaluation.processes import Processes
 from bert_cluster.evaluation.publishing import add_push_options, method_to_push, push_method
 from bert_cluster.lengths import longest_input
 from glue_eval.data import GlueData, load_file, load_hub
@@ -50,9 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def evaluate(options: argparse.Namespace) -> None:
     """Everything that the flags ask for."""
     check_options(options)
-    with join_processes(options.device) as processes, hold_output(options, processes):
-        push = _evaluate(options, processes)
-    push()  # outside: no other process waits for an upload
+    evaluate_and_push(options, _evaluate)
 
 
 def _evaluate(options: argparse.Namespace, processes: Processes) -> Callable[[], None]:

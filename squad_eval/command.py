@@ -14,7 +14,7 @@ from bert_cluster.evaluation.bootstrap import Difference, paired_differences
 from bert_cluster.evaluation.checkpoints import Checkpoint, find_checkpoint
 from bert_cluster.evaluation.command import (
     check_options,
-    hold_output,
+    evaluate_and_push,
     metrics_of,
     print_notes,
     run_command,
@@ -25,7 +25,7 @@ from bert_cluster.evaluation.compare import Comparison, Question, compare
 from bert_cluster.evaluation.errors import OptionError
 from bert_cluster.evaluation.methods import Method, choose_methods
 from bert_cluster.evaluation.models import load_model
-from bert_cluster.evaluation.processes import Processes, join_processes
+from bert_cluster.evaluation.processes import Processes
 from bert_cluster.evaluation.publishing import add_push_options, method_to_push, push_method
 from bert_cluster.evaluation.results import Agreement, MethodResult, Results, describe_data, finite
 from bert_cluster.evaluation.runner import MethodRun
@@ -79,9 +79,7 @@ class Answered:
 def evaluate(options: argparse.Namespace) -> None:
     """Everything that the flags ask for."""
     check_options(options)
-    with join_processes(options.device) as processes, hold_output(options, processes):
-        push = _evaluate(options, processes)
-    push()  # outside: no other process waits for an upload
+    evaluate_and_push(options, _evaluate)
 
 
 def _evaluate(options: argparse.Namespace, processes: Processes) -> Callable[[], None]:

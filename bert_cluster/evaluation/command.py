@@ -3,8 +3,8 @@
 import argparse
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from bert_cluster.errors import BertClusterError
 from bert_cluster.evaluation.errors import OptionError
 from bert_cluster.evaluation.lock import sole_run
 from bert_cluster.evaluation.plot import draw, require_matplotlib
-from bert_cluster.evaluation.processes import Processes
+from bert_cluster.evaluation.processes import Processes, join_processes
 from bert_cluster.evaluation.report import markdown, terminal
 from bert_cluster.evaluation.results import Results, finite
 from bert_cluster.evaluation.runner import MethodRun
@@ -70,11 +70,19 @@ def _check_output(given: str) -> None:
         raise OptionError(f"--output_dir {given} cannot be a folder: {error.strerror}. Give another.") from error
 
 
-@contextmanager
-def hold_output(options: argparse.Namespace, processes: Processes) -> Iterator[None]:
-    """Keep other runs out of OUTPUT_DIR; the main process does it for the whole launch."""
-    with sole_run(options.output_dir) if processes.is_main else nullcontext():
-        yield
+def evaluate_and_push(
+    options: argparse.Namespace, evaluate: Callable[[argparse.Namespace, Processes], Callable[[], None]]
+) -> None:
+    """Call `evaluate` in every process of the launch, and what it returns, which pushes the results, after all have ended.
+
+    The main process keeps other runs out of OUTPUT_DIR until the results are pushed.
+    """
+    with ExitStack() as held:
+        with join_processes(options.device) as processes:
+            if processes.is_main:
+                held.enter_context(sole_run(options.output_dir))
+            push = evaluate(options, processes)
+        push()  # outside: no other process waits for an upload
 
 
 def metrics_of(scores: Mapping[str, float], run: MethodRun, part: int, samples: int, batches: int) -> dict[str, Any]:

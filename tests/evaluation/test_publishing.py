@@ -12,6 +12,8 @@ from loopback import READ_TOKEN, WRITE_TOKEN, Hub
 import bert_cluster
 import glue_eval.command
 import squad_eval.command
+from bert_cluster.evaluation.errors import StoredResultsError
+from bert_cluster.evaluation.lock import sole_run
 from bert_cluster.hub import faults
 
 Main = Callable[..., int]
@@ -152,6 +154,20 @@ def test_a_push_that_fails_can_be_repeated_by_the_same_command(
     assert squad("--push_to_hub") == 0
     assert json.loads((tmp_path / "answers" / "all_results.json").read_text()) == stored
     assert "model.safetensors" in hub.repos["tester/answers"].files()
+
+
+def test_no_other_run_changes_the_results_while_they_are_pushed(
+    hub: Hub, squad: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fcntl")
+
+    def push(*_: Any, **__: Any) -> str:
+        with pytest.raises(StoredResultsError, match="Another run is at work"), sole_run(tmp_path / "answers"):
+            pytest.fail("two runs in one folder")
+        return "pushed"
+
+    monkeypatch.setattr("bert_cluster.evaluation.publishing.push_to_hub", push)
+    assert squad("--push_to_hub") == 0
 
 
 def test_without_the_flag_nothing_is_asked(hub: Hub, squad: Main) -> None:
