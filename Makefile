@@ -13,11 +13,14 @@ OTHERS := 5.17.0 5.23.0
 # Adapters and data that are too large for the repository: what `make table` and `make budgets` measure on.
 SHARED ?= ../shared
 
+# Compute capabilities that `make cuda-ptx` compiles for.
+ARCHS ?= 9.0
+
 # compute-sanitizer of the CUDA toolkit, by its path where it is not on the PATH.
 SANITIZER ?= compute-sanitizer
 OURS := --kernel-name-exclude kns=at6native
 
-.PHONY: help install demo table budgets test test-cuda-host cuda-coverage test-cuda sanitize lint format clean
+.PHONY: help install demo table budgets test test-cuda-host cuda-coverage cuda-ptx test-cuda sanitize lint format clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +44,9 @@ test-cuda-host: $(VENV)/.installed-dev ## tests/ops on the CUDA operators compil
 
 cuda-coverage: $(VENV)/.installed-dev ## the lines of CUDA kernels that no stage of their program on the host reaches; `make test` asks the same
 	OMP_NUM_THREADS=1 $(BIN)/python tests/cuda/kernel_coverage.py
+
+cuda-ptx: $(VENV)/.installed-dev ## what nvcc makes of the CUDA kernels, run on the host and compared; needs nvcc, no GPU: make cuda-ptx ARCHS="8.0 12.0"
+	OMP_NUM_THREADS=1 $(BIN)/python tests/cuda/ptx_program.py $(ARCHS)
 
 test-cuda: $(VENV)/.installed-dev ## on a machine with a GPU: tests/ops on the CUDA operators there, and what only a GPU can show
 	CUDA_OPS_TEST_BACKEND=cuda $(BIN)/python -m pytest tests/ops

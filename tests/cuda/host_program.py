@@ -10,15 +10,18 @@ from host_library import BUILD, CUDA, FLAGS, HERE, ORDERS
 from build_support import compiler
 
 KERNELS = BUILD / "program"
-"""The kernels without the type that the program does not use: a third less to compile."""
+"""The kernels, with CHANGES."""
 SANITIZERS = {
     "plain": (),
     "address": ("-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "--coverage"),
     "thread": ("-g1", "-fsanitize=thread"),
 }
 EVERY_ORDER = range(len(ORDERS))
-UNUSED = {
+CHANGES = {
+    # a type that the program does not use: a third less to compile
     "vectors.h": [("  if (type == Type::float16) run(float16());\n", "")],
+    # the address of a kernel, which ptx_launch.h takes, is looked for nearby only, where its launcher has the same name
+    "refined_queries_backward.cu": [("CUDA_OPS_LAUNCH(query_gradients<T>", "CUDA_OPS_LAUNCH(::query_gradients<T>")],
 }
 
 
@@ -37,8 +40,8 @@ def sources() -> list[Path]:
         (KERNELS / old).unlink()
     for path in originals:
         text, target = path.read_text(encoding="utf-8"), KERNELS / path.name
-        for old_text, new_text in UNUSED.get(path.name, []):
-            assert old_text in text, f"{path.name} has no {old_text!r}: what is left out of it must be written anew"
+        for old_text, new_text in CHANGES.get(path.name, []):
+            assert old_text in text, f"{path.name} has no {old_text!r}: what is changed in it must be written anew"
             text = text.replace(old_text, new_text)
         if not target.is_file() or target.read_text(encoding="utf-8") != text:
             target.write_text(text, encoding="utf-8")
@@ -46,7 +49,10 @@ def sources() -> list[Path]:
 
 
 def flags(kind: str) -> list[str]:
+    """The plain program can run nvcc's code as well, where it is linked with it."""
     kept = [flag for flag in FLAGS if flag not in ("-O2", "-g1", "-Werror", "-fPIC")]
+    if kind == "plain":
+        kept = [flag.replace("host_cuda.h", "ptx_launch.h") for flag in kept]
     return [*kept, "-O1", *SANITIZERS[kind], "-x", "c++"]
 
 
@@ -62,8 +68,8 @@ def link(kind: str, parts: Sequence[Path], program: Path) -> Path:
     return program
 
 
-def with_fault(kind: str, folder: Path, file: str, changes: Sequence[tuple[str, str, str, int]]) -> Path:
-    """The program with one file of kernels compiled anew, after changes: name of the file, old text, new text, which of the old."""
+def plant(folder: Path, file: str, changes: Sequence[tuple[str, str, str, int]]) -> Path:
+    """A copy of a file of kernels, beside copies of others that are changed: name of the file, old text, new text, which of the old."""
     for name in {file} | {name for name, *_ in changes}:
         (folder / name).write_text((KERNELS / name).read_text(encoding="utf-8"), encoding="utf-8")
     for name, old, new, occurrence in changes:
@@ -71,9 +77,14 @@ def with_fault(kind: str, folder: Path, file: str, changes: Sequence[tuple[str, 
         assert len(parts) > occurrence + 1, f"{name} has no {old!r} number {occurrence}"
         text = old.join(parts[: occurrence + 1]) + new + old.join(parts[occurrence + 1 :])
         (folder / name).write_text(text, encoding="utf-8")
-    target = folder / "faulty.o"
+    return folder / file
+
+
+def with_fault(kind: str, folder: Path, file: str, changes: Sequence[tuple[str, str, str, int]]) -> Path:
+    """The program with one file of kernels compiled anew, after changes as in `plant`."""
+    source, target = plant(folder, file, changes), folder / "faulty.o"
     made = subprocess.run(
-        [*command(), *flags(kind), f"-I{KERNELS}", "-c", str(folder / file), "-o", str(target)],
+        [*command(), *flags(kind), f"-I{KERNELS}", "-c", str(source), "-o", str(target)],
         capture_output=True,
         text=True,
     )

@@ -55,6 +55,10 @@ T* zeros(int64_t count) {
 
 // What it is to print: nothing more comes after a line that is another.
 std::ifstream expected;
+// All that it wrote, for those who compare numbers: a line of stage, type and count, and the numbers as they lie in memory.
+std::ofstream values;
+template <class T>
+constexpr char letter_of = std::is_same_v<T, float> ? 'f' : std::is_same_v<T, bfloat16> ? 'b' : sizeof(T) == 4 ? 'i' : 'u';
 
 template <class T>
 void wrote(const char* stage, const T* array, int64_t count) {
@@ -63,6 +67,8 @@ void wrote(const char* stage, const T* array, int64_t count) {
   char line[80];
   std::snprintf(line, sizeof line, "%s %016llx", stage, static_cast<unsigned long long>(hash));
   std::puts(line);
+  values << stage << ' ' << letter_of<T> << ' ' << count << '\n';
+  values.write(reinterpret_cast<const char*>(array), count * int64_t(sizeof(T)));
   std::string wanted;
   if (expected.is_open() && (!std::getline(expected, wanted) || wanted != line)) std::exit(1);
 }
@@ -419,10 +425,11 @@ void run_top_keys_of_rows() {
 
 }  // namespace
 
-// Which orders, as digits; all of them if nothing is said. A file of what is expected.
+// Which orders, as digits; all of them if nothing is said. A file of what is expected, or nothing; a file for the values.
 int main(int count, char** arguments) {
   use_device(0);
-  if (count > 2) expected.open(arguments[2]);
+  if (count > 2 && *arguments[2]) expected.open(arguments[2]);
+  if (count > 3) values.open(arguments[3], std::ios::binary);
   for (const char order : std::string(count > 1 ? arguments[1] : "01234")) {
     host_cuda::order = host_cuda::Order(order - '0');
     numbers.seed(7);
