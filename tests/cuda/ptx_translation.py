@@ -153,7 +153,7 @@ class Kernel:
         if operand in SPECIAL_REGISTERS:
             return f"{kind}({SPECIAL_REGISTERS[operand]})"
         if own := self.declared(operand):
-            return converted(operand.lstrip("%"), own, kind)
+            return converted(variable(operand), own, kind)
         if re.fullmatch(r"0[fF][0-9A-Fa-f]{8}", operand):
             return converted(f"0x{operand[2:]}u", "u32", kind)
         if re.fullmatch(r"-?(?:0x[0-9A-Fa-f]+|\d+)U?", operand):
@@ -166,13 +166,13 @@ class Kernel:
     def write(self, target: str, kind: str, value: str) -> str:
         """The second of `register|predicate` says that the lane which was asked is there, as all of them are."""
         first, _, there = target.partition("|")
-        text = f"{there.lstrip('%')} = true; " if there else ""
+        text = f"{variable(there)} = true; " if there else ""
         if first == "_":
             return text
         own = self.declared(first)
         if own is None:
             raise NotUnderstood(target)
-        return f"{first.lstrip('%')} = {converted(f'({value})', kind, own)}; " + text
+        return f"{variable(first)} = {converted(f'({value})', kind, own)}; " + text
 
     def write_parts(self, target: str, kind: str, values: str) -> str:
         """Of an array that is called so, to the registers of a vector or to one."""
@@ -186,6 +186,11 @@ class Kernel:
         if found is None:
             raise NotUnderstood(operand)
         return f"{self.read(found['base'], 'u64')} + {found['offset'] or 0}"
+
+
+def variable(register: str) -> str:
+    """Its name in C++, where f32 is a type."""
+    return register.lstrip("%") + "_"
 
 
 def converted(value: str, kind: str, to: str) -> str:
@@ -349,9 +354,9 @@ def statement(kernel: Kernel, text: str, body: str, file: str, line: int) -> str
         name = found["name"]
         kind = kernel.registers[name] = found["type"].replace("b", "u")
         if not found["many"]:
-            return f"{kind} {name.lstrip('%')};"
+            return f"{kind} {variable(name)};"
         used = sorted(set(re.findall(rf"{name}(\d+)\b", body)), key=int)
-        return f"{kind} {', '.join(f'{name[1:]}{number} = POISON<{kind}>' for number in used)};" if used else ""
+        return f"{kind} {', '.join(f'{variable(name + number)} = POISON<{kind}>' for number in used)};" if used else ""
     if found := ARRAY.fullmatch(text):
         name, size = f"array_{len(kernel.symbols)}", int(found["count"] or 1) * int(found["bits"]) // 8
         if found["space"] == "local":

@@ -22,7 +22,7 @@ START = """
   .reg .pred %p<9>;
   .reg .b16 %rs<9>;
   .reg .b32 %r<9>;
-  .reg .f32 %f<9>;
+  .reg .f32 %f<33>;
   .reg .b64 %rd<9>;
   .shared .align 16 .b8 table_of_{name}[256];
   ld.param.u64 %rd1, [to];
@@ -51,8 +51,8 @@ KERNELS = {
         add.s32 %r2, %r4, %r5;
         mad.lo.s32 %r2, %r6, 100, %r2;""",
     "floats": """
-        cvt.rn.f32.s32 %f1, %r1;
-        fma.rn.f32 %f2, %f1, 0f3F000000, 0f3F800000;
+        cvt.rn.f32.s32 %f32, %r1;
+        fma.rn.f32 %f2, %f32, 0f3F000000, 0f3F800000;
         mov.b32 %r2, %f2;
         setp.gt.f32 %p1, %f2, 0f7FC00000;
         @%p1 mov.u32 %r2, 0;
