@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from model_shapes import METHODS, PADDINGS, SHAPES, inputs, with_method
 
-from bert_cluster.evaluation.memory import PeakMemory
+from bert_cluster.evaluation.memory import PeakMemory, is_out_of_memory
 
 
 class OutOfMemory(Exception):
@@ -33,7 +33,7 @@ def growth(flags: dict[str, Any]) -> int | None:
     """
     words = [word for name, value in flags.items() if value is not None for word in (f"--{name}", str(value))]
     done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
-    if done.returncode == -signal.SIGKILL or "can't allocate memory" in done.stderr:
+    if done.returncode == -signal.SIGKILL or is_out_of_memory(done.stderr):
         raise OutOfMemory
     if done.returncode:
         raise RuntimeError(f"{Path(__file__).name} {' '.join(words)} failed: {done.stderr.strip()[-2000:]}")

@@ -59,7 +59,7 @@ def run_layer(
     scale: float | None,
 ) -> Tensor:
     """`attention` with settings and planes at hand; planes are None for methods that hash nothing."""
-    if settings.method == "full":
+    if settings.method == FULL:
         keys = None if mask is None else mask[:, None, None, :]
         grouped = k.shape[1] != q.shape[1]
         return scaled_dot_product_attention(q, k, v, attn_mask=keys, scale=scale, enable_gqa=grouped)

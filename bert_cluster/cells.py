@@ -1,6 +1,7 @@
 """Cells of the tables that compare methods, in report.md, on the terminal and on model cards."""
 
 import math
+from collections.abc import Sequence
 
 NONE = "–"
 
@@ -16,6 +17,11 @@ def difference(value: float | None, low: float | None, high: float | None, scale
         return NONE
     shown = f"{value * scale:+.2f}"
     return shown if low is None or high is None else f"{shown} [{low * scale:+.2f}, {high * scale:+.2f}]"
+
+
+def span(indices: Sequence[int]) -> str:
+    """Neighbours in ascending order: "0 to 5", or "5"."""
+    return f"{indices[0]} to {indices[-1]}" if len(indices) > 1 else str(indices[0])
 
 
 def agreement(kind: str, value: float) -> str:

@@ -120,8 +120,8 @@ def _dispatches(module: nn.Module) -> bool:
 
 
 def _exemption(name: str, module: nn.Module) -> str | None:
-    called = f"{name} {type(module).__name__}".lower().replace("_", "")
-    if "crossatt" in called or getattr(module, "is_cross_attention", False):
+    by_name = "cross" in type(module).__name__.lower() or "crossatt" in name.lower().replace("_", "")
+    if by_name or getattr(module, "is_cross_attention", False):
         return "cross-attention"
     if getattr(module, "sliding_window", None) is not None:
         return "a sliding window"

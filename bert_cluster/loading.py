@@ -23,7 +23,11 @@ from bert_cluster.patching import patch, stored_settings
 _PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 # Those besides that a configuration of somebody's own code needs.
 _CODE = ("trust_remote_code", "code_revision")
-_ADAPTER = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
+MERGE_FIRST = (
+    "is a PEFT adapter. Merge it into its base model first (PeftModel.merge_and_unload), save that with its tokenizer, and "
+    "give its folder."
+)
 _MODULES, _SENTENCE_CONFIG = "modules.json", "config_sentence_transformers.json"
 
 
@@ -100,13 +104,10 @@ def model_config(
     except (OSError, ValueError) as error:
         adapter = None
         with suppress(Exception):  # what kept the configuration from being read is what is told
-            adapter = optional_file(name_or_path, _ADAPTER, place)
+            adapter = optional_file(name_or_path, ADAPTER_CONFIG, place)
         if adapter is None:
             raise
-        raise UnsupportedModelError(
-            f"{name_or_path} is a PEFT adapter. Merge it into its base model first (PeftModel.merge_and_unload), save that with its "
-            f"tokenizer, and give its folder."
-        ) from error
+        raise UnsupportedModelError(f"{name_or_path} {MERGE_FIRST}") from error
 
 
 def class_of(config: transformers.PreTrainedConfig) -> Any:

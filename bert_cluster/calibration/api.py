@@ -20,8 +20,8 @@ from bert_cluster.calibration.result import Calibration
 from bert_cluster.calibration.session import Session, opened
 from bert_cluster.calibration.texts import TOKENS_PER_BATCH, Part, Text, encode, listed, part_of, split
 from bert_cluster.calibration.timing import OWN_EXACT, Timings, machine_of, measure
-from bert_cluster.config import CONFIG_KEY, LIMITS, ClusterConfig, LayerSettings
-from bert_cluster.errors import CalibrationError
+from bert_cluster.config import CONFIG_KEY, ClusterConfig, LayerSettings
+from bert_cluster.errors import CalibrationError, ConfigError
 from bert_cluster.families import attention_modules, encoder_of
 from bert_cluster.lengths import longest_input
 
@@ -148,9 +148,10 @@ def run(
 
 
 def _check_seed(seed: Any) -> None:
-    least, greatest = LIMITS["seed"]
-    if isinstance(seed, bool) or not isinstance(seed, int) or not least <= seed <= greatest:
-        raise CalibrationError(f"seed must be a whole number from {least} to {greatest}, got {seed!r}.")
+    try:
+        ClusterConfig(seed=seed)
+    except ConfigError as error:
+        raise CalibrationError(str(error)) from error
 
 
 def _check_tokenizer(tokenizer: Any) -> None:

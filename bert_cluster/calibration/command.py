@@ -13,7 +13,7 @@ from bert_cluster.calibration.files import SUFFIXES, read_texts
 from bert_cluster.calibration.metrics import METRICS, check_target
 from bert_cluster.calibration.result import CONFIG_FILE
 from bert_cluster.errors import CalibrationError
-from bert_cluster.loading import class_of
+from bert_cluster.loading import ADAPTER_CONFIG, MERGE_FIRST, class_of
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
@@ -84,11 +84,8 @@ def load(place: str, dtype: str, device: str, *, head: bool) -> tuple[Any, Any]:
     Raises:
         CalibrationError: nothing that can be loaded, a PEFT adapter, or missing weights where the head counts.
     """
-    if (Path(place) / "adapter_config.json").exists():
-        raise CalibrationError(
-            f"{place} is a PEFT adapter. Merge it into its base model first (PeftModel.merge_and_unload), save that with its "
-            f"tokenizer, and give its folder."
-        )
+    if (Path(place) / ADAPTER_CONFIG).exists():
+        raise CalibrationError(f"{place} {MERGE_FIRST}")
     try:
         kind = class_of(AutoConfig.from_pretrained(place))
         chosen = "auto" if dtype == "auto" else getattr(torch, dtype)

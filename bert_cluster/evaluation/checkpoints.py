@@ -4,22 +4,21 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import _CACHED_NO_EXIST, HfApi, try_to_load_from_cache
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
-from transformers.utils import cached_file
 
 from bert_cluster.config import ClusterConfig
 from bert_cluster.errors import BertClusterError
 from bert_cluster.evaluation.errors import CheckpointError
-from bert_cluster.hub.faults import NETWORK_ERRORS, first_cause
+from bert_cluster.hub.faults import answer_of, first_cause, may_pass
+from bert_cluster.loading import ADAPTER_CONFIG, optional_file
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 # last layer of the heads that transformers' *ForSequenceClassification and *ForQuestionAnswering classes have
 OUTPUT_LAYERS = (
@@ -79,7 +78,7 @@ def find_checkpoint(options: argparse.Namespace, task_type: str) -> Checkpoint:
     adapter = None
     weights, revision = name, options.model_revision
     if adapter_file is not None:
-        adapter = _read_adapter(Path(adapter_file), options, task_type, hub)
+        adapter = _read_adapter(adapter_file, options, task_type, hub)
         weights, revision = adapter.base, adapter.base_revision
     elif options.base_model_name_or_path is not None:
         raise CheckpointError(
@@ -115,44 +114,32 @@ def _require_place(name: str, flag: str) -> None:
         raise CheckpointError(f"{flag}: there is no folder {name}, and it cannot be a Hub id (owner/name).")
 
 
-def _optional_file(place: str, file: str, **hub: Any) -> str | None:
-    """One file of a folder or a repository (from the cache where the Hub is out of reach), None where it has none."""
-    found = None
-    with _named_errors(place, "file list"), suppress(*NETWORK_ERRORS):
-        found = cached_file(
-            place,
-            file,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_connection_errors=False,
-            **hub,
-        )
-    if found is None and not Path(place).is_dir():
-        _check_missing(place, file, **hub)
-    return found
-
-
-def _check_missing(place: str, file: str, *, cache_dir: str | None, token: Any, revision: str | None) -> None:
-    """For `cached_file` a Hub out of reach and a file that is not there are the same. A repository whose config.json is in
-    the cache was loaded before, with whatever files it needed.
+def _optional_file(place: str, file: str, **hub: Any) -> Path | None:
+    """One file of a folder or a repository, None where it has none, or where the Hub is out of reach and config.json is in
+    the cache: then the repository was loaded before, with whatever files it needed.
 
     Raises:
         CheckpointError: the Hub cannot be asked, and the cache does not tell either.
     """
-
-    def cached(name: str) -> Any:
-        return try_to_load_from_cache(place, name, cache_dir=cache_dir, revision=revision)
-
-    if cached(file) is _CACHED_NO_EXIST or isinstance(cached("config.json"), str):
-        return
-    try:
-        with suppress(GatedRepoError):  # told when its configuration is read
-            HfApi(token=token).file_exists(place, file, revision=revision)
-    except NETWORK_ERRORS as error:
+    unasked = None
+    with _named_errors(place, "file list"):
+        try:
+            found = optional_file(place, file, hub)
+        except Exception as error:
+            if isinstance(answer_of(error), GatedRepoError):
+                return None  # told when its configuration is read
+            if not may_pass(error):
+                raise
+            found, unasked = None, first_cause(error)
+    if found is None and constants.HF_HUB_OFFLINE and not Path(place).is_dir():
+        unasked = "HF_HUB_OFFLINE=1"
+    cache = {"cache_dir": hub["cache_dir"], "revision": hub["revision"]}
+    if unasked is not None and not isinstance(try_to_load_from_cache(place, "config.json", **cache), str):
         raise CheckpointError(
-            f"{place}: the Hub could not be reached ({first_cause(error)}), and the cache has neither its {file} nor its "
-            f"config.json. Check the network, or give a local folder."
-        ) from error
+            f"{place}: the Hub could not be reached ({unasked}), and the cache has neither its {file} nor its config.json. "
+            f"Check the network, or give a local folder."
+        )
+    return found
 
 
 @contextmanager
@@ -183,11 +170,11 @@ def _read_adapter(file: Path, options: argparse.Namespace, task_type: str, hub: 
         raise CheckpointError(
             f"{name} has no {ADAPTER_WEIGHTS}. Save the adapter with safetensors: pickles are not read."
         )
-    shapes = _shapes(Path(weights))
+    shapes = _shapes(weights)
     outputs = next((shapes[key][0] for layer in OUTPUT_LAYERS for key in shapes if key.endswith(f".{layer}")), None)
     own_base = options.base_model_name_or_path is None
     return Adapter(
-        Path(weights).parent, str(base), settings.get("revision") if own_base else None, outputs, frozenset(shapes)
+        weights.parent, str(base), settings.get("revision") if own_base else None, outputs, frozenset(shapes)
     )
 
 
@@ -228,7 +215,7 @@ def _fingerprint(weights: str, revision: str | None, adapter: Adapter | None, hu
         )
     else:
         file = _optional_file(weights, "config.json", revision=revision, **hub)
-        parts["commit"] = Path(file or "").parent.name  # .../snapshots/COMMIT/config.json
+        parts["commit"] = (file or Path()).parent.name  # .../snapshots/COMMIT/config.json
     if adapter is not None:
         parts["adapter"] = _digest(adapter.folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     return parts

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 import bert_cluster
+from bert_cluster import cells
 from bert_cluster.config import FULL
 from bert_cluster.evaluation.backends import operators_here
 from bert_cluster.evaluation.batches import CHUNK_TOKENS, Collator, Input, Plan, plan_batches
@@ -158,8 +159,7 @@ def _named_layers(indices: Sequence[int]) -> str:
             ranges[-1].append(index)
         else:
             ranges.append([index])
-    shown = [f"{one[0]} to {one[-1]}" if len(one) > 1 else str(one[0]) for one in ranges]
-    return f"layer{'' if len(indices) == 1 else 's'} {', '.join(shown)}"
+    return f"layer{'' if len(indices) == 1 else 's'} {', '.join(map(cells.span, ranges))}"
 
 
 def _run_all(

@@ -1,9 +1,8 @@
 """One run at a time in an output folder."""
 
-import contextlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bert_cluster.evaluation.errors import StoredResultsError
@@ -30,7 +29,7 @@ def sole_run(folder: str | Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # there are results in it
+        with suppress(OSError):  # there are results in it
             for path in made:
                 path.rmdir()
         if handle is not None:

@@ -9,6 +9,13 @@ import torch
 
 RESET_PEAK = "5"  # proc(5), /proc/pid/clear_refs: 5 resets the peak resident set size (VmHWM) to the current size
 
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")  # what torch's allocator says on Linux and on Windows
+
+
+def is_out_of_memory(said: str) -> bool:
+    """Whether an error's text says that a CPU had no memory for a tensor; torch has no class for it there."""
+    return any(words in said for words in OUT_OF_MEMORY)
+
 
 class PeakMemory:
     """Highest memory use since the last `reset`.

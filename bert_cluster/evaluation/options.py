@@ -9,7 +9,8 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from bert_cluster.config import FULL, LIMITS, METHODS, ClusterConfig
+from bert_cluster.config import FULL, METHODS, ClusterConfig
+from bert_cluster.errors import ConfigError
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 NOT_FLAGS = ("method", "seed")  # --attention names the methods; --seed is a flag of the whole command
@@ -108,11 +109,10 @@ def positive(text: str) -> int:
 
 def seed(text: str) -> int:
     """A seed, as `ClusterConfig` and numpy take it."""
-    number = int(text)
-    least, greatest = LIMITS["seed"]
-    if not least <= number <= greatest:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {least} to {greatest}, got {text}")
-    return number
+    try:
+        return ClusterConfig(seed=int(text)).seed
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def number(text: str) -> float:

@@ -16,14 +16,12 @@ import bert_cluster
 from bert_cluster.evaluation.backends import backend_of, calls_of
 from bert_cluster.evaluation.batches import Batch, Collator, Plan
 from bert_cluster.evaluation.errors import RunError
-from bert_cluster.evaluation.memory import PeakMemory
+from bert_cluster.evaluation.memory import PeakMemory, is_out_of_memory
 from bert_cluster.evaluation.methods import Method
 from bert_cluster.evaluation.processes import Processes
 from bert_cluster.evaluation.store import Store
 
 Arrays = list[np.ndarray]
-
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")  # what torch's allocator says on Linux and on Windows
 
 
 @dataclass(frozen=True)
@@ -167,7 +165,7 @@ def _forward(
             result = model(**{name: inputs[name].to(model.device) for name in _accepted(model, inputs)})
         kept = {name: result[name].float().cpu().numpy() for name in job.outputs}
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+        if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(str(error)):
             raise RunError(
                 f"{method.name} ran out of memory on a batch of {len(batch.indices)} x {batch.length} tokens. "
                 "Lower --per_device_eval_batch_size or --max_seq_length."

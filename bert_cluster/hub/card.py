@@ -149,7 +149,7 @@ def _grouped(layers: Sequence[LayerInfo]) -> list[tuple[str, LayerInfo]]:
             groups[-1].append(index)
         else:
             groups.append([index])
-    return [(f"{group[0]} to {group[-1]}" if len(group) > 1 else str(group[0]), layers[group[0]]) for group in groups]
+    return [(cells.span(group), layers[group[0]]) for group in groups]
 
 
 def _budgets(layer: LayerInfo) -> str:

@@ -1,6 +1,6 @@
 """What is saved or pushed: checked before anything is written, then written into one folder."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -156,7 +156,7 @@ def check_contents(
     kind = kind_of(model)
     check_tokenizer(kind, tokenizer)
     check_base_model(base_model)
-    read = read_results(_listed(results), running_settings(kind.encoder), comparison)
+    read = read_results(results, running_settings(kind.encoder), comparison)
     check_text("benchmark", benchmark, "owner/name:default")
     file = None if benchmark is None else benchmark_file(benchmark, read)
     return Contents(kind, tokenizer, read, base_model, file, card, token)
@@ -182,20 +182,6 @@ def check_base_model(name: str | None) -> None:
         raise SaveError(
             f"base_model must be a repository on the Hub, such as google-bert/bert-base-uncased, got {name!r}."
         )
-
-
-def _listed(results: Any) -> list[ResultsLike]:
-    if results is None:
-        return []
-    single = isinstance(results, str | Path | Mapping) or not isinstance(results, Iterable)
-    several = [results] if single else list(results)
-    for each in several:
-        if not isinstance(each, str | Path | Mapping):
-            raise SaveError(
-                f"results must be all_results.json of squad-eval or glue-eval (a file, its folder, its content, or a list of "
-                f"them), got {type(each).__name__}: {each!r:.80}."
-            )
-    return several
 
 
 def _is_repo_id(name: str) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,8 +133,9 @@ def read_results(
     Raises:
         SaveError: no such file, another schema, results of other settings only, or a task twice.
     """
-    several = [given] if isinstance(given, str | Path | Mapping) else list(given or ())
-    read = [_read(one, settings, show) for one in several]
+    if isinstance(given, str | Path | Mapping) or not isinstance(given, Iterable | None):
+        given = [given]
+    read = [_read(one, settings, show) for one in given or ()]
     titles = [one.title for one in read]
     twice = next((title for title in titles if titles.count(title) > 1), None)
     if twice is not None:
@@ -143,6 +144,11 @@ def read_results(
 
 
 def _read(given: ResultsLike, settings: ClusterConfig, show: Callable[[TaskResults], Any]) -> TaskResults:
+    if not isinstance(given, str | Path | Mapping):
+        raise SaveError(
+            f"results must be {FILE} of squad-eval or glue-eval (a file, its folder, its content, or a list of them), got "
+            f"{type(given).__name__}: {given!r:.80}."
+        )
     if isinstance(given, Mapping):
         name, data, plot = "results", given, None
     else:

@@ -16,6 +16,7 @@ from bert_cluster.hub.contents import README, check_contents, read_card
 from bert_cluster.hub.kinds import SENTENCE_TRANSFORMERS, Kind
 from bert_cluster.hub.results import ResultsLike
 from bert_cluster.hub.staging import disk_errors
+from bert_cluster.loading import ADAPTER_CONFIG
 
 # Files of an earlier save that must not stay beside a new one: weights that a loader would take, results of other settings.
 REPLACED = re.compile(
@@ -24,7 +25,7 @@ REPLACED = re.compile(
 
 
 # File -> what a folder with it is loaded as, whatever else is in it.
-_OTHER_KINDS = {"adapter_config.json": "a PEFT adapter", "modules.json": "a model of sentence-transformers"}
+_OTHER_KINDS = {ADAPTER_CONFIG: "a PEFT adapter", "modules.json": "a model of sentence-transformers"}
 
 
 @dataclass(frozen=True)
