@@ -75,16 +75,16 @@ inline void attend(const Rows<A>& q, const int32_t* queries, int64_t count, A sc
 
 template <class A>
 inline KeyTile<A> key_tile(const Rows<A>& k, const Rows<A>& v, const int32_t* list, int64_t count, int64_t D, Scratch& scratch) {
-  const Rows<A> keys = listed_rows(k, list, count, scratch);
-  return {pack_panels(keys, count, D, scratch), listed_rows(v, list, count, scratch), count};
+  const Rows<A> keys = listed_rows(k, list, count, D, scratch);
+  return {pack_panels(keys, count, D, scratch), listed_rows(v, list, count, D, scratch), count};
 }
 
 // The same with the values copied: their rows lie far apart and every block of queries reads them again.
-template <class A>
-inline KeyTile<A> compact_tile(const Rows<A>& k, const Rows<A>& v, const int32_t* list, int64_t count, int64_t D, Scratch& scratch) {
+template <class A, template <class> class Source>
+inline KeyTile<A> compact_tile(const Source<A>& k, const Source<A>& v, const int32_t* list, int64_t count, int64_t D, Scratch& scratch) {
   A* values = take<A>(scratch, count * D);
-  copy_rows(listed_rows(v, list, count, scratch), 0, count, D, values);
-  return {pack_panels(listed_rows(k, list, count, scratch), count, D, scratch), Rows<A>{values, D, nullptr}, count};
+  for (int64_t i = 0; i < count; ++i) copy_token(v, list[i], D, values + i * D);
+  return {pack_panels(listed_rows(k, list, count, D, scratch), count, D, scratch), Rows<A>{values, D, nullptr}, count};
 }
 
 }  // namespace

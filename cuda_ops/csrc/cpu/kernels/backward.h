@@ -30,7 +30,7 @@ inline A exact_backward(const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, co
                         int64_t keys, A mass, A scale, int64_t D, A* grad_q, KeyGradients<A> grads, Scratch& scratch) {
   const KeyTile<A> tile = key_tile(k, v, list, keys, D, scratch);
   const A* value_panels = pack_panels(tile.values, keys, D, scratch);
-  const Rows<A> key_rows = listed_rows(k, list, keys, scratch);
+  const Rows<A> key_rows = listed_rows(k, list, keys, D, scratch);
   const int64_t stride = panel_count<A>(keys) * PANEL<A>;
   A *scaled = take<A>(scratch, QUERY_BLOCK * D), *grad = take<A>(scratch, QUERY_BLOCK * D), *query_grad = take<A>(scratch, QUERY_BLOCK * D);
   A *t = take<A>(scratch, QUERY_BLOCK * stride), *logit_grad = take<A>(scratch, QUERY_BLOCK * stride);

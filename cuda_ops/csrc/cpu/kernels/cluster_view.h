@@ -158,7 +158,7 @@ template <class A>
 inline ClusterView<A> view_of_cluster(const Tails<A>& tail, int64_t c, const A* means, const A* scores, const Marks& marks, const int32_t* top, int64_t K, int64_t M,
                                       const Band<A>& band, const int32_t* key_cluster, const Rows<A>& k, const Rows<A>& v, int64_t D, Scratch& scratch) {
   const A *log_mass = tail.log_mass + c * M, *mean = means + c * D;
-  const Rows<A> keys = listed_rows(k, top, K, scratch), cell_keys{tail.keys + c * M * D, D, nullptr};
+  const Rows<A> keys = listed_rows(k, top, K, D, scratch), cell_keys{tail.keys + c * M * D, D, nullptr};
   A *shift = padded_copy(log_mass, M, -infinity<A>(), scratch), *share = take<A>(scratch, round_up(M, Vec<A>::lanes) + 2 * Vec<A>::lanes), *at_mean = take<A>(scratch, M);
   row_products(mean, cell_keys, M, D, at_mean);
   for (int64_t m = 0; m < M; ++m) shift[m] -= at_mean[m];

@@ -60,11 +60,19 @@ inline void mean_row(const Rows<A>& x, const int32_t* members, int64_t count, A 
 
 // The listed rows of `rows`, as rows.
 template <class A>
-inline Rows<A> listed_rows(const Rows<A>& rows, const int32_t* list, int64_t count, Scratch& scratch) {
+inline Rows<A> listed_rows(const Rows<A>& rows, const int32_t* list, int64_t count, int64_t, Scratch& scratch) {
   if (!rows.position) return {rows.base, rows.stride, list};
   int32_t* position = take<int32_t>(scratch, count);
   for (int64_t i = 0; i < count; ++i) position[i] = rows.position[list[i]];
   return {rows.base, rows.stride, position};
+}
+
+template <class A>
+inline Rows<A> listed_rows(const Tokens<A>& tokens, const int32_t* list, int64_t count, int64_t D, Scratch& scratch) {
+  if (tokens.in_place()) return listed_rows(tokens.rows(), list, count, D, scratch);
+  A* rows = take<A>(scratch, count * D);
+  for (int64_t i = 0; i < count; ++i) copy_token(tokens, list[i], D, rows + i * D);
+  return {rows, D, nullptr};
 }
 
 // The means of the listed clusters, (C, D).

@@ -171,23 +171,24 @@ void exact_attention(const Slice& q, const Slice& k, const Slice& v, const int32
 
 // Exact attention of all valid queries over all valid keys, with the kernels of the clustered path: one cluster, all keys on top, no rest.
 template <class A>
-inline void attend_all(const HeadForward& head, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, A* log_mass, Scratch& scratch) {
+inline void attend_all(const HeadForward& head, A* log_mass, Scratch& scratch) {
   const Sizes& s = head.sizes;
-  const int64_t n = head.valid.n;
+  const Valid& valid = head.valid;
+  const int64_t n = valid.n;
   const int32_t* all = every_token(n, scratch).position;
-  const KeyTile<A> tile = key_tile(k, v, all, n, s.D, scratch);
-  attend(q, all, n, A(head.scale), tile, s.D, scratch, [&](int32_t i, A* row, A total, A largest) {
+  const KeyTile<A> tile = key_tile(valid_rows<A>(head.k, valid, s.D, scratch), valid_rows<A>(head.v, valid, s.D, scratch), all, n, s.D, scratch);
+  attend(valid_rows<A>(head.q, valid, s.D, scratch), all, n, A(head.scale), tile, s.D, scratch, [&](int32_t i, A* row, A total, A largest) {
     scale_row(row, A(1) / total, s.D, row);
-    write_row(head.out, head.valid.position[i], s.D, row);
+    write_row(head.out, valid.position[i], s.D, row);
     log_mass[i] = largest + logarithm(total);
   });
   finish_streams();
 }
 
 // scores[c][j] = means_c . k_j.
-template <class A>
-inline void panel_scores(const A* means, int64_t C, const Rows<A>& k, int64_t n, int64_t D, A* scores, int64_t stride, Scratch& scratch) {
-  each_panel(k, n, D, scratch, [&](int64_t first, int64_t, const A* panel, Ahead& ahead, Scratch&) { product(means, D, C, panel, D, scores + first, stride, ahead); });
+template <class A, template <class> class Source>
+inline void panel_scores(const A* means, int64_t C, const Source<A>& k, int64_t n, int64_t D, A* scores, int64_t stride, Scratch& scratch) {
+  each_panel(k, n, D, static_cast<A*>(nullptr), scratch, [&](int64_t first, int64_t, const A* panel, Ahead& ahead, Scratch&) { product(means, D, C, panel, D, scores + first, stride, ahead); });
 }
 
 // The decision for every cluster from those of the clusters with members. An empty one scores 0 everywhere: its top keys are the lowest.
@@ -202,14 +203,15 @@ inline void write_all_top(const HeadForward& head, const Groups& groups, const i
 }
 
 template <class A>
-inline void clustered_rows(const HeadForward& head, const Rows<A>& strided, const Rows<A>& k, const Rows<A>& v, A* log_mass, Scratch& scratch) {
+inline void clustered_rows(const HeadForward& head, A* log_mass, Scratch& scratch) {
   const Sizes& s = head.sizes;
   const Valid& valid = head.valid;
+  const Tokens<A> k{head.k, valid}, v{head.v, valid};
   const int64_t n = valid.n, words = words_of(s.P), D = s.D, K = smaller(s.K, n);
   uint64_t *codes = take<uint64_t>(scratch, n * words), *centroids = take<uint64_t>(scratch, s.C * words);
   int32_t* assignment = take<int32_t>(scratch, n);
-  A* dense = dense_target(strided, n, D, scratch);
-  hash_rows(strided, n, static_cast<const A*>(head.planes), s.P, D, codes, dense, scratch);
+  A* dense = take<A>(scratch, n * D);
+  hash_rows(Tokens<A>{head.q, valid}, n, static_cast<const A*>(head.planes), s.P, D, codes, dense, scratch);
   const Rows<A> q{dense, D, nullptr};
   cluster_hamming(codes, n, words, s.C, head.iterations, assignment, centroids, scratch);
   scatter_valid(assignment, valid, s.N, head.assignment);
@@ -255,7 +257,7 @@ inline void clustered_rows(const HeadForward& head, const Rows<A>& strided, cons
 }
 
 // One fused forward: decisions of -1 where there are none, zeros on padding, and `rows` for the rows that are clustered.
-template <class A, void (*rows)(const HeadForward&, const Rows<A>&, const Rows<A>&, const Rows<A>&, A*, Scratch&)>
+template <class A, void (*rows)(const HeadForward&, A*, Scratch&)>
 void fused(const HeadForward& head, Scratch& scratch) {
   const Sizes& s = head.sizes;
   const Valid& valid = head.valid;
@@ -266,13 +268,7 @@ void fused(const HeadForward& head, Scratch& scratch) {
     for (int64_t i = 0; head.top_keys && i < head.listed_clusters * head.listed_keys; ++i) head.top_keys[i] = -1;
   }
   A* log_mass = take<A>(scratch, valid.n);
-  if (valid.n) {
-    const Rows<A> q = valid_rows<A>(head.q, valid, s.D, scratch), k = valid_rows<A>(head.k, valid, s.D, scratch), v = valid_rows<A>(head.v, valid, s.D, scratch);
-    if (head.exact)
-      attend_all(head, q, k, v, log_mass, scratch);
-    else
-      rows(head, q, k, v, log_mass, scratch);
-  }
+  if (valid.n) (head.exact ? attend_all<A> : rows)(head, log_mass, scratch);
   scatter_values(log_mass, valid, s.N, -infinity<A>(), static_cast<A*>(head.log_mass));
 }
 

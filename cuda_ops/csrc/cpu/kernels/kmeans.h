@@ -39,17 +39,17 @@ inline void assign_panel(const A* panel, int64_t count, const Centroids<A>& cent
 
 // Centroid c starts from token floor(c n / C). `rounds` times the tokens floor(j n / S) of a sample are assigned and the centroids become their members' means
 // (an empty one stays), S = min(n, max(sample, 4 C)).
-template <class A>
-inline Centroids<A> sample_centroids(const Rows<A>& x, int64_t n, int64_t C, int64_t rounds, int64_t sample, int64_t D, Scratch& scratch) {
+template <class A, template <class> class Source>
+inline Centroids<A> sample_centroids(const Source<A>& x, int64_t n, int64_t C, int64_t rounds, int64_t sample, int64_t D, Scratch& scratch) {
   const Centroids<A> centroids{take<A>(scratch, C * D), take<A>(scratch, C), C};
   const ScratchMark before = mark(scratch);
-  for (int64_t c = 0; c < C; ++c) copy_row(x[c * n / C], D, centroids.rows + c * D);
+  for (int64_t c = 0; c < C; ++c) copy_token(x, c * n / C, D, centroids.rows + c * D);
   const int64_t wanted = sample > 4 * C ? sample : 4 * C, S = smaller(n, wanted), panels = panel_count<A>(S);
   A* rows = take<A>(scratch, S * D);
   if (rounds)
     for (int64_t j = 0; j < S; ++j) {
-      if (j + AHEAD < S) prefetch_row(x[(j + AHEAD) * n / S], D);
-      copy_row(x[j * n / S], D, rows + j * D);
+      if (j + AHEAD < S) prefetch_token(x, (j + AHEAD) * n / S, D);
+      copy_token(x, j * n / S, D, rows + j * D);
     }
   const Rows<A> sampled{rows, D, nullptr};
   const A* packed = pack_panels(sampled, rounds ? S : 0, D, scratch);
@@ -73,10 +73,9 @@ inline Centroids<A> sample_centroids(const Rows<A>& x, int64_t n, int64_t C, int
 }
 
 // Every token to its nearest centroid; with `dense`, (n, D), the rows are copied on the way.
-template <class A>
-inline void assign_rows(const Rows<A>& x, int64_t n, const Centroids<A>& centroids, int64_t D, int32_t* assignment, A* dense, Scratch& scratch) {
-  each_panel(x, n, D, scratch, [&](int64_t first, int64_t count, const A* panel, Ahead& ahead, Scratch& own) {
-    if (dense) copy_rows(x, first, count, D, dense);
+template <class A, template <class> class Source>
+inline void assign_rows(const Source<A>& x, int64_t n, const Centroids<A>& centroids, int64_t D, int32_t* assignment, A* dense, Scratch& scratch) {
+  each_panel(x, n, D, dense, scratch, [&](int64_t first, int64_t count, const A* panel, Ahead& ahead, Scratch& own) {
     assign_panel(panel, count, centroids, D, assignment + first, ahead, own);
   });
 }

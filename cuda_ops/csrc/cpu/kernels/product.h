@@ -53,17 +53,18 @@ inline void each_chunk(int64_t n, Scratch& scratch, const Task& task) {
   each((n + CHUNK - 1) / CHUNK, scratch, [&](int64_t chunk, Scratch& own) { task(chunk * CHUNK, smaller(n, (chunk + 1) * CHUNK), own); });
 }
 
-// visit(first, count, panel, ahead, scratch) for every panel of n rows; `ahead` holds the lines of the next one.
-template <class A, class Visit>
-inline void each_panel(const Rows<A>& rows, int64_t n, int64_t D, Scratch& scratch, const Visit& visit) {
+// visit(first, count, panel, ahead, scratch) for every panel of n rows; `ahead` holds the lines of the next one. With `dense`, (n, D), the rows are copied on the way.
+template <class A, template <class> class Source, class Visit>
+inline void each_panel(const Source<A>& source, int64_t n, int64_t D, A* dense, Scratch& scratch, const Visit& visit) {
   each_chunk(n, scratch, [&](int64_t begin, int64_t end, Scratch& own) {
-    A* panel = take<A>(own, D * PANEL<A>);
+    A *panel = take<A>(own, D * PANEL<A>), *room = dense ? nullptr : room_for(source, PANEL<A>, D, own);
     Ahead ahead = take_ahead<A>(2 * PANEL<A>, D, own);  // the visitor may add as many
     const ScratchMark before = mark(own);
     for (int64_t first = begin; first < end; first += PANEL<A>, release(own, before)) {
       const int64_t count = smaller(end - first, PANEL<A>), later = first + count;
-      pack_panel(rows, first, count, D, panel);
-      ahead.set_rows(rows, later, smaller(n - later, PANEL<A>), D);
+      pack_panel(dense ? copied_rows(source, first, count, D, dense + first * D) : some_rows(source, first, count, D, room), 0, count, D, panel);
+      ahead.count = 0;
+      ahead.add_rows(source, later, smaller(n - later, PANEL<A>), D);
       visit(first, count, panel, ahead, own);
     }
   });
@@ -160,8 +161,9 @@ inline void weighted_rows(const A* weights, int64_t weight_stride, int64_t weigh
                           int64_t out_stride, Ahead& ahead) {
   constexpr int L = Vec<A>::lanes;
   int64_t d = 0;
-  for (; d + 4 * L <= D; d += 4 * L) weighted_block<A, R, 4, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
-  for (; d + 2 * L <= D; d += 2 * L) weighted_block<A, R, 2, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
+  for (; d + SUM_VECTORS * L <= D; d += SUM_VECTORS * L) weighted_block<A, R, SUM_VECTORS, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
+  if constexpr (SUM_VECTORS > 2)
+    for (; d + 2 * L <= D; d += 2 * L) weighted_block<A, R, 2, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
   for (; d + L <= D; d += L) weighted_block<A, R, 1, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
   if (d < D) weighted_block<A, R, 1, false>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
 }
@@ -180,20 +182,22 @@ inline void weighted_sum(const A* weights, int64_t weight_stride, int64_t weight
 constexpr int64_t ROW_BLOCK = 48;
 
 // weighted_sum over many rows for `count` sums: every row comes from memory once. The sums are dealt out evenly: a block of few would wait for its rows.
-template <class A>
-inline void sums_by_block(const A* weights, int64_t weight_stride, int64_t weight_step, int64_t count, const Rows<A>& rows, int64_t n, int64_t D, A* out, int64_t out_stride, Scratch& scratch) {
+template <class A, template <class> class Source>
+inline void sums_by_block(const A* weights, int64_t weight_stride, int64_t weight_step, int64_t count, const Source<A>& source, int64_t n, int64_t D, A* out, int64_t out_stride, Scratch& scratch) {
   const ScratchMark before = mark(scratch);
+  A* room = room_for(source, ROW_BLOCK, D, scratch);
   Ahead ahead = take_ahead<A>(ROW_BLOCK, D, scratch);
   if (!n)
     for (int64_t r = 0; r < count; ++r) clear(out + r * out_stride, size_t(D) * sizeof(A));
   const int64_t blocks = (count + SUM_ROWS - 1) / SUM_ROWS;
   for (int64_t i = 0; i < n; i += ROW_BLOCK) {
-    const int64_t later = smaller(n, i + ROW_BLOCK);
-    ahead.set_rows(rows, later, smaller(n - later, ROW_BLOCK), D);
+    const int64_t later = smaller(n, i + ROW_BLOCK), here = later - i;
+    const Rows<A> rows = some_rows(source, i, here, D, room);
+    ahead.count = 0;
+    ahead.add_rows(source, later, smaller(n - later, ROW_BLOCK), D);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t r = b * count / blocks, next = (b + 1) * count / blocks;
-      weighted_sum(weights + r * weight_stride + i * weight_step, weight_stride, weight_step, next - r, rows_from(rows, i), smaller(n - i, ROW_BLOCK), D, i > 0,
-                   out + r * out_stride, out_stride, ahead);
+      weighted_sum(weights + r * weight_stride + i * weight_step, weight_stride, weight_step, next - r, rows, here, D, i > 0, out + r * out_stride, out_stride, ahead);
     }
   }
   release(scratch, before);

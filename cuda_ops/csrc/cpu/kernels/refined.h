@@ -22,11 +22,12 @@ inline void attend_clusters(const HeadForward& head, const Groups& groups, const
 }
 
 template <class A>
-inline void refined_rows(const HeadForward& head, const Rows<A>& q, const Rows<A>& k, const Rows<A>& v, A* log_mass, Scratch& scratch) {
+inline void refined_rows(const HeadForward& head, A* log_mass, Scratch& scratch) {
   const Sizes& s = head.sizes;
+  const Tokens<A> q{head.q, head.valid}, k{head.k, head.valid}, v{head.v, head.valid};
   const int64_t n = head.valid.n, D = s.D, M = s.M, K = smaller(s.K, n), W = smaller(head.band, n);
   int32_t *query_cluster = take<int32_t>(scratch, n), *key_cluster = take<int32_t>(scratch, n), *cluster = take<int32_t>(scratch, smaller(s.C, n));
-  A *x = dense_target(q, n, D, scratch), *keys = dense_target(k, n, D, scratch), *values = dense_target(v, n, D, scratch);
+  A *x = take<A>(scratch, n * D), *keys = take<A>(scratch, n * D), *values = take<A>(scratch, n * D);
   // Queries are clustered unscaled: the scale changes no distance's order.
   assign_rows(q, n, sample_centroids(q, n, s.C, head.iterations, head.sample, D, scratch), D, query_cluster, x, scratch);
   scatter_valid(query_cluster, head.valid, s.N, head.assignment);
@@ -37,10 +38,9 @@ inline void refined_rows(const HeadForward& head, const Rows<A>& q, const Rows<A
   // Keys and values pass by once: assigned, scored both ways round, and copied.
   A *scores = take_guarded<A>(scratch, C * stride, W), *by_token = take<A>(scratch, n * token_stride<A>(C));
   const Centroids<A> centroids = sample_centroids(k, n, M, head.iterations, head.sample, D, scratch);
-  each_panel(k, n, D, scratch, [&](int64_t first, int64_t count, const A* panel, Ahead& ahead, Scratch& own) {
-    for (int64_t i = first + count; i < smaller(n, first + count + PANEL<A>); ++i) ahead.add_row(v[i], D);
-    copy_rows(k, first, count, D, keys);
-    copy_rows(v, first, count, D, values);
+  each_panel(k, n, D, keys, scratch, [&](int64_t first, int64_t count, const A* panel, Ahead& ahead, Scratch& own) {
+    ahead.add_rows(v, first + count, smaller(n - first - count, PANEL<A>), D);
+    copied_rows(v, first, count, D, values + first * D);
     assign_panel(panel, count, centroids, D, key_cluster + first, ahead, own);
     product(means, D, C, panel, D, scores + first, stride, ahead);
     turn_scores(scores, stride, C, first, count, by_token);
@@ -87,7 +87,7 @@ inline A* turn_all_scores(const A* scores, int64_t stride, int64_t C, int64_t n,
 template <class A>
 inline A* dense_rows(const Rows<A>& rows, int64_t n, int64_t D, Scratch& scratch) {
   A* dense = take<A>(scratch, n * D);
-  copy_rows(rows, 0, n, D, dense);
+  copied_rows(rows, 0, n, D, dense);
   return dense;
 }
 

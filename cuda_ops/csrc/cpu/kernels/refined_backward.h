@@ -118,7 +118,7 @@ inline void tail_backward(const Rows<A>& k, const Rows<A>& v, const Groups& grou
     const int64_t count = groups.size(m), width = panel_count<A>(count) * PANEL<A>;
     if (!count) continue;
     const int32_t* members = groups.order + groups.first[m];
-    const Rows<A> keys = listed_rows(k, members, count, scratch), values = listed_rows(v, members, count, scratch);
+    const Rows<A> keys = listed_rows(k, members, count, D, scratch), values = listed_rows(v, members, count, D, scratch);
     const A *key_panels = pack_panels(keys, count, D, scratch), *value_panels = pack_panels(values, count, D, scratch);
     A *weights = take<A>(scratch, count * lanes), *spreading = take<A>(scratch, count * lanes), *unused = zeros<A>(count, scratch);
     for (int64_t c = 0; c < C; c += Vec<A>::lanes) weigh_keys(by_token, lanes, members, count, marks, c, unused, weights);

@@ -1,4 +1,4 @@
-// The valid tokens of a slice as rows of the accumulation type: pointers into the tensor where its dtype allows, else converted once per head.
+// The valid tokens of a slice as rows of the accumulation type: pointers into the tensor where its dtype allows, else converted, all at once or some at a time.
 #pragma once
 #include "math.h"
 #include "scratch.h"
@@ -105,6 +105,7 @@ inline void write_row(const Slice& slice, int64_t token, int64_t count, const A*
     }
   }
 }
+
 inline size_t bytes_of(Dtype dtype) { return dtype == Dtype::float64 ? 8 : dtype == Dtype::float32 ? 4 : 2; }
 
 template <class A>
@@ -113,6 +114,18 @@ struct Rows {
   int64_t stride;
   const int32_t* position;  // null: row i lies at i * stride
   const A* operator[](int64_t i) const { return base + (position ? int64_t(position[i]) : i) * stride; }
+};
+
+// The valid tokens of a slice.
+template <class A>
+struct Tokens {
+  Slice slice;
+  Valid valid;
+  bool side_by_side() const { return slice.element_stride == 1; }
+  bool in_place() const { return slice.dtype == dtype_of<A>() && side_by_side(); }
+  Rows<A> rows() const { return {static_cast<const A*>(slice.base), slice.token_stride, valid.position}; }  // if in place
+  int64_t bytes(int64_t elements) const { return elements * int64_t(bytes_of(slice.dtype)); }
+  const char* bytes_at(int64_t i) const { return static_cast<const char*>(slice.base) + bytes(valid.position[i] * slice.token_stride); }
 };
 
 // The same rows without the first `skipped`.
@@ -145,9 +158,14 @@ struct Ahead {
     for (int64_t d = 0; d < D; d += LINE) lines[count++] = row + d;
   }
   template <class A>
-  void set_rows(const Rows<A>& rows, int64_t first, int64_t rows_ahead, int64_t D) {
-    count = 0;
-    for (int64_t i = 0; i < rows_ahead; ++i) add_row(rows[first + i], D);
+  void add_rows(const Rows<A>& rows, int64_t first, int64_t rows_ahead, int64_t D) {
+    for (int64_t i = first; i < first + rows_ahead; ++i) add_row(rows[i], D);
+  }
+  template <class A>
+  void add_rows(const Tokens<A>& tokens, int64_t first, int64_t rows_ahead, int64_t D) {
+    if (tokens.in_place()) return add_rows(tokens.rows(), first, rows_ahead, D);
+    if (!tokens.side_by_side()) return;
+    for (int64_t i = first; i < first + rows_ahead; ++i) add_row(tokens.bytes_at(i), tokens.bytes(D));
   }
 };
 inline Ahead nothing_ahead{nullptr, 0};  // never changes
@@ -158,29 +176,69 @@ inline Ahead take_ahead(int64_t rows, int64_t D, Scratch& scratch) {
   return {take<const void*>(scratch, rows * (D * int64_t(sizeof(A)) / 64 + 1)), 0};
 }
 
+// Fetches row i, which is read soon.
+template <class A>
+CUDA_OPS_INLINE void prefetch_token(const Rows<A>& rows, int64_t i, int64_t D) {
+  prefetch_row(rows[i], D);
+}
+template <class A>
+CUDA_OPS_INLINE void prefetch_token(const Tokens<A>& tokens, int64_t i, int64_t D) {
+  if (tokens.side_by_side()) prefetch_row(tokens.bytes_at(i), tokens.bytes(D));
+}
+
+// Row i as (D) at `to`.
+template <class A>
+CUDA_OPS_INLINE void copy_token(const Rows<A>& rows, int64_t i, int64_t D, A* to) {
+  copy_row(rows[i], D, to);
+}
+template <class A>
+inline void copy_token(const Tokens<A>& tokens, int64_t i, int64_t D, A* to) {
+  if (tokens.in_place()) return copy_row(tokens.rows()[i], D, to);
+  read_row(tokens.slice, tokens.valid.position[i], D, to);
+}
+
+// The rows from `first` on, copied to `to`, (count, D).
+template <class A>
+inline Rows<A> copied_rows(const Rows<A>& rows, int64_t first, int64_t count, int64_t D, A* to) {
+  for (int64_t i = 0; i < count; ++i) copy_row(rows[first + i], D, to + i * D);
+  return {to, D, nullptr};
+}
+template <class A>
+inline Rows<A> copied_rows(const Tokens<A>& tokens, int64_t first, int64_t count, int64_t D, A* to) {
+  if (tokens.in_place()) return copied_rows(tokens.rows(), first, count, D, to);
+  for (int64_t i = 0; i < count; ++i) copy_token(tokens, first + i, D, to + i * D);
+  return {to, D, nullptr};
+}
+
+// The rows from `first` on, where they lie or converted in `room`: what room_for gives for as many rows.
+template <class A>
+inline A* room_for(const Rows<A>&, int64_t, int64_t, Scratch&) {
+  return nullptr;
+}
+template <class A>
+inline A* room_for(const Tokens<A>& tokens, int64_t count, int64_t D, Scratch& scratch) {
+  return tokens.in_place() ? nullptr : take<A>(scratch, count * D);
+}
+template <class A>
+inline Rows<A> some_rows(const Rows<A>& rows, int64_t first, int64_t, int64_t, A*) {
+  return rows_from(rows, first);
+}
+template <class A>
+inline Rows<A> some_rows(const Tokens<A>& tokens, int64_t first, int64_t count, int64_t D, A* room) {
+  return tokens.in_place() ? rows_from(tokens.rows(), first) : copied_rows(tokens, first, count, D, room);
+}
+
+// All of them at once.
 template <class A>
 inline Rows<A> valid_rows(const Slice& slice, const Valid& valid, int64_t D, Scratch& scratch) {
-  if (slice.dtype == dtype_of<A>() && slice.element_stride == 1) return {static_cast<const A*>(slice.base), slice.token_stride, valid.position};
+  const Tokens<A> tokens{slice, valid};
+  if (tokens.in_place()) return tokens.rows();
   A* packed = take<A>(scratch, valid.n * D);
-  const int64_t bytes = int64_t(bytes_of(slice.dtype));
   for (int64_t i = 0; i < valid.n; ++i) {
-    if (i + AHEAD < valid.n && slice.element_stride == 1) prefetch_row(static_cast<const char*>(slice.base) + valid.position[i + AHEAD] * slice.token_stride * bytes, D * bytes);
-    read_row(slice, valid.position[i], D, packed + i * D);
+    if (i + AHEAD < valid.n) prefetch_token(tokens, i + AHEAD, D);
+    copy_token(tokens, i, D, packed + i * D);
   }
   return {packed, D, nullptr};
-}
-
-// Where the n rows are to be copied to: nowhere else if valid_rows has already made them in working memory.
-template <class A>
-inline A* dense_target(const Rows<A>& rows, int64_t n, int64_t D, Scratch& scratch) {
-  return rows.position ? take<A>(scratch, n * D) : const_cast<A*>(rows.base);
-}
-
-// The rows from `first` on to the same places of `dense`.
-template <class A>
-inline void copy_rows(const Rows<A>& rows, int64_t first, int64_t count, int64_t D, A* dense) {
-  if (rows.position || rows.base != dense)
-    for (int64_t i = first; i < first + count; ++i) copy_row(rows[i], D, dense + i * D);
 }
 
 // Zeros in the output rows of the tokens that are not valid.

@@ -140,7 +140,7 @@ inline void one_cell(const Rows<A>& k, const Rows<A>& v, const int32_t* members,
   const int64_t width = token_stride<A>(C);
   A *center = take<A>(scratch, D), *away = take<A>(scratch, count), *weights = take<A>(scratch, count * width);
   A *key_sums = take<A>(scratch, C * D), *value_sums = take<A>(scratch, C * D);
-  const Rows<A> keys = listed_rows(k, members, count, scratch), values = listed_rows(v, members, count, scratch);
+  const Rows<A> keys = listed_rows(k, members, count, D, scratch), values = listed_rows(v, members, count, D, scratch);
   mean_row(k, members, count, A(1), D, center);
   for (int64_t i = 0; i < count; ++i) away[i] = square_distance(keys[i], center, D);
   Mass<A>* masses = take<Mass<A>>(scratch, width / L);
