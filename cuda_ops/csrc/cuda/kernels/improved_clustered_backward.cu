@@ -163,11 +163,13 @@ CUDA_OPS_DEVICE void add_slots(const ClusterGradients& in, const Lists& lists, i
         for (int k = 0; k < OWN; ++k) {
           const int64_t d = d0 + own_column() + k;
           const float more_k = d < D ? in.slots_k[slot + d] : 0, more_v = d < D ? in.slots_v[slot + d] : 0;
-          // registers have no index that is known only here
+          // Registers have no index that is known only here. Without forgetting, nvcc 13 turns the choice back into one, in local memory.
           CUDA_OPS_UNROLL(OWN)
           for (int r = 0; r < OWN; ++r) {
-            sum_k[r][k] = r == row ? sum_k[r][k] + more_k : sum_k[r][k];
-            sum_v[r][k] = r == row ? sum_v[r][k] + more_v : sum_v[r][k];
+            int here = r == row;
+            device::forget(here);
+            sum_k[r][k] = here ? sum_k[r][k] + more_k : sum_k[r][k];
+            sum_v[r][k] = here ? sum_v[r][k] + more_v : sum_v[r][k];
           }
         }
       }
