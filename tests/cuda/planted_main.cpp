@@ -339,9 +339,8 @@ void run_short_heads() {
   wrote("refined_attention", static_cast<const T*>(out.base), B * H * TOKENS * SIZE);
 }
 
-// Hashed K-means by several blocks for a head: clusters whose counters every block has, whose counters fit in shared memory, and more.
-void run_many_codes() {
-  constexpr int64_t TOKENS = 300;
+// Hashed K-means by one block for a head or, of more tokens, by several: clusters whose counters every block has, whose counters fit in shared memory, and more.
+void run_many_codes(int64_t TOKENS) {
   const Rows rows = list_rows(TOKENS, 9);
   uint64_t* codes = memory<uint64_t>(B * H * TOKENS * WORDS);
   for (int64_t i = 0; i < B * H * TOKENS * WORDS; ++i) codes[i] = uint64_t(numbers()) << 32 | numbers();
@@ -443,7 +442,8 @@ int main(int count, char** arguments) {
     run_short_heads<bfloat16, N>();
     run_short_heads<bfloat16, N - 1>();
     for (const int64_t D : {24, 22}) cluster_short_rows(D);
-    run_many_codes();
+    run_many_codes(300);
+    run_many_codes(90);
     run_long_tail();
     run_long_parts();
     run_top_keys_of_rows();

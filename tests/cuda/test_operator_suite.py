@@ -1,6 +1,7 @@
 """The operator tests (tests/ops) on the CUDA operators: on the host always, on the GPU where there is one."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_what_is_left_out() -> None:
             text=True,
         )
         listed[most] = [line for line in result.stdout.splitlines() if "::" in line]
-    assert not [name for name in listed["0"] if "torch.float64" in name or "number_of_threads" in name]
+    assert not [name for name in listed["0"] if re.search("torch.float64|test_gradcheck|number_of_threads", name)]
     assert not [name for name in listed["0"] if "[reference" in name]
     functions = {name.partition("[")[0] for name in listed["0"]}
     assert len(functions) > 100 and sorted(functions) == sorted(name.partition("[")[0] for name in listed["1"])

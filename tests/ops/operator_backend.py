@@ -80,7 +80,9 @@ def leaves_out(item: pytest.Item, backend: str) -> bool:
     the one already tested, and it does not promise the bits that tests of compiled operators ask for.
     """
     parameters = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    double = any(x is torch.float64 or (isinstance(x, tuple) and torch.float64 in x) for x in parameters.values())
+    double = item.name.startswith("test_gradcheck") or any(
+        x is torch.float64 or (isinstance(x, tuple) and torch.float64 in x) for x in parameters.values()
+    )
     return (
         item.get_closest_marker("cpu") is not None
         or parameters.get("backend") == "reference"
