@@ -102,7 +102,8 @@ def clustered_attention(
             f"{_dropout_setting(module)}=0 to say that this is meant.",
         )
     query, key, value = _one_dtype(query, key, value)
-    out = run_layer(query, key, value, mask, layer.settings, _planes(module), scaling)
+    planes = _planes(module) if layer.settings.hashes else None
+    out = run_layer(query, key, value, mask, layer.settings, planes, scaling)
     layer.count("reference" if not torch.compiler.is_compiling() and runs_on_reference(query) else "clustered")
     return out.transpose(1, 2), None
 
@@ -134,10 +135,10 @@ def planes_buffer(planes: Tensor) -> Tensor:
     return planes.view(torch.int32)
 
 
-def _planes(module: nn.Module) -> Tensor | None:
-    """The float32 planes; None for a method that hashes nothing."""
-    buffer: Tensor | None = getattr(module, PLANES, None)
-    return None if buffer is None else buffer.view(torch.float32)
+def _planes(module: nn.Module) -> Tensor:
+    """The float32 planes."""
+    buffer: Tensor = getattr(module, PLANES)
+    return buffer.view(torch.float32)
 
 
 def _key_padding(mask: Tensor | None, query: Tensor, key: Tensor, layer: Layer) -> tuple[Tensor | None, str | None]:
@@ -160,7 +161,9 @@ def _key_padding(mask: Tensor | None, query: Tensor, key: Tensor, layer: Layer) 
             None,
             f"its mask has the shape {tuple(mask.shape)}, and a padding mask of (batch, tokens) is expected",
         )
-    return mask.to(torch.bool).expand(batch, tokens), None
+    if mask.dtype != torch.bool:
+        mask = mask.to(torch.bool)
+    return mask if mask.shape[0] == batch else mask.expand(batch, tokens), None
 
 
 def _more_than_padding(module: nn.Module, kwargs: dict[str, Any]) -> str | None:
