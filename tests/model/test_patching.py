@@ -1,6 +1,7 @@
 """Patching in place and undoing it: what changes, what does not, and what `info` says."""
 
 import copy
+import dataclasses
 import warnings
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import AutoModel, BertConfig, BertLMHeadModel, BertModel
 from transformers.masking_utils import create_bidirectional_mask
 
 import bert_cluster
+import cuda_ops
 from bert_cluster import AttentionWeightsError, ClusterConfig, NotPatchedError, dispatch
 from bert_cluster.errors import ConfigError, ExactAttentionWarning
 
@@ -197,6 +199,22 @@ def test_rows_below_exact_below_are_exact() -> None:
     valid = inputs["attention_mask"].bool()
     assert close(states[1:][valid[1:]], exact[1:][valid[1:]])
     assert not close(states[0], exact[0])
+
+
+def test_a_text_below_exact_below_is_spared_the_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`full_attention` gives what the method's operator gives, with its gradients, bit for bit; and serves no longer text."""
+    q, k, v = (torch.randn(2, 4, 11, 8, requires_grad=True) for _ in range(3))
+    mask = torch.ones(2, 11, dtype=torch.bool)
+    mask[1, 7:] = False
+    expected = cuda_ops.refined_clustered(q, k, v, mask, clusters=2, topk=1, exact_below=12)[0]
+    wanted = torch.autograd.grad(expected.square().sum(), (q, k, v))
+    settings = ClusterConfig(clusters=2, topk=1, exact_below=12)
+    monkeypatch.delattr(cuda_ops, "refined_clustered")
+    out = bert_cluster.attention(q, k, v, mask, settings)
+    got = torch.autograd.grad(out.square().sum(), (q, k, v))
+    assert torch.equal(out, expected) and all(map(torch.equal, got, wanted))
+    with pytest.raises(AttributeError, match="refined_clustered"):
+        bert_cluster.attention(q, k, v, mask, dataclasses.replace(settings, exact_below=11))
 
 
 # What stays exact
