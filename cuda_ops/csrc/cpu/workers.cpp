@@ -103,18 +103,21 @@ void share(int64_t count, void (*task)(const void*, int64_t, Scratch&), const vo
   });
 }
 
+// Each thread takes every so many heads, not a run of them: those of a long text among short ones are many threads' work, and lines of heads that are neighbours,
+// which lie side by side, are read at about the same time.
 void for_each_head(int64_t B, int64_t H, const std::function<void(int64_t, int64_t, Scratch&)>& task) {
-  const bool shared = B * H < int64_t(torch::stable::get_num_threads());
-  const auto heads = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      const Working working(shared);
-      task(i / H, i % H, own.scratch);
-    }
+  const int64_t threads = torch::stable::get_num_threads(), workers = B * H < threads ? 1 : threads;
+  const auto work = [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      for (int64_t i = worker; i < B * H; i += workers) {
+        const Working working(workers < threads);
+        task(i / H, i % H, own.scratch);
+      }
   };
-  if (shared)
-    heads(0, B * H);
+  if (workers < threads)
+    work(0, 1);
   else
-    torch::stable::parallel_for(0, B * H, 1, heads);
+    torch::stable::parallel_for(0, workers, 1, work);
 }
 
 }  // namespace cuda_ops::cpu
