@@ -65,10 +65,9 @@ def run_layer(
         grouped = k.shape[1] != q.shape[1]
         return scaled_dot_product_attention(q, k, v, attn_mask=keys, scale=scale, enable_gqa=grouped)
     budgets, exact_below = settings.shortest, settings.exact_below
-    if not torch.compiler.is_compiling() and q.shape[2] < exact_below:  # a graph serves every length
-        return cuda_ops.full_attention(q, k, v, mask, scale)[
-            0
-        ]  # what the operators below do as well, with more to write
+    # The operators below do so as well, but check budgets and write decisions; a compiled graph serves every length.
+    if not torch.compiler.is_compiling() and q.shape[2] < exact_below:
+        return cuda_ops.full_attention(q, k, v, mask, scale)[0]
     if planes is None:
         return cuda_ops.refined_clustered(
             q, k, v, mask, **budgets, scale=scale, exact_below=exact_below, longer=settings.longer

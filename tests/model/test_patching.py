@@ -234,6 +234,17 @@ def test_sliding_windows_stay_exact() -> None:
     assert calls(model) == [(1, 0), (0, 1), (0, 1), (1, 0)]
 
 
+def test_a_padding_mask_comes_in_every_form() -> None:
+    """Booleans or numbers, of each row or one for all rows, with two axes or four."""
+    module = bert_cluster.patch(tiny_bert(), **SMALL).encoder.layer[0].attention.self
+    x = torch.randn(2, 4, 11, 8)
+    mask = (torch.arange(11) < 7).expand(2, 11)
+    expected = dispatch.clustered_attention(module, x, x, x, mask, scaling=0.5)[0]
+    assert not torch.equal(expected, dispatch.clustered_attention(module, x, x, x, None, scaling=0.5)[0])
+    for form in (mask.long(), mask[:1], mask[:1].long(), mask[:1, None, None]):
+        assert torch.equal(dispatch.clustered_attention(module, x, x, x, form, scaling=0.5)[0], expected)
+
+
 def test_cross_attention_is_never_clustered() -> None:
     """Two queries of another length than the keys reach the function only from cross-attention: exact, and said so."""
     model = bert_cluster.patch(tiny_bert(), **SMALL)

@@ -106,15 +106,17 @@ void share(int64_t count, void (*task)(const void*, int64_t, Scratch&), const vo
 // Each thread takes every so many heads, not a run of them: those of a long text among short ones are many threads' work, and lines of heads that are neighbours,
 // which lie side by side, are read at about the same time.
 void for_each_head(int64_t B, int64_t H, const std::function<void(int64_t, int64_t, Scratch&)>& task) {
-  const int64_t threads = torch::stable::get_num_threads(), workers = B * H < threads ? 1 : threads;
+  const int64_t threads = torch::stable::get_num_threads();
+  const bool shared = B * H < threads;
+  const int64_t workers = shared ? 1 : threads;
   const auto work = [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker)
       for (int64_t i = worker; i < B * H; i += workers) {
-        const Working working(workers < threads);
+        const Working working(shared);
         task(i / H, i % H, own.scratch);
       }
   };
-  if (workers < threads)
+  if (shared)
     work(0, 1);
   else
     torch::stable::parallel_for(0, workers, 1, work);

@@ -82,9 +82,8 @@ inline KeyTile<A> key_tile(const Rows<A>& k, const Rows<A>& v, const int32_t* li
 // The same with the values copied: their rows lie far apart and every block of queries reads them again.
 template <class A, template <class> class Source>
 inline KeyTile<A> compact_tile(const Source<A>& k, const Source<A>& v, const int32_t* list, int64_t count, int64_t D, Scratch& scratch) {
-  A* values = take<A>(scratch, count * D);
-  for (int64_t i = 0; i < count; ++i) copy_token(v, list[i], D, values + i * D);
-  return {pack_panels(listed_rows(k, list, count, D, scratch), count, D, scratch), Rows<A>{values, D, nullptr}, count};
+  const Rows<A> values = copied_list(v, list, count, D, take<A>(scratch, count * D));
+  return {pack_panels(listed_rows(k, list, count, D, scratch), count, D, scratch), values, count};
 }
 
 }  // namespace

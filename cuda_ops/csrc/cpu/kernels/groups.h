@@ -70,9 +70,7 @@ inline Rows<A> listed_rows(const Rows<A>& rows, const int32_t* list, int64_t cou
 template <class A>
 inline Rows<A> listed_rows(const Tokens<A>& tokens, const int32_t* list, int64_t count, int64_t D, Scratch& scratch) {
   if (tokens.in_place()) return listed_rows(tokens.rows(), list, count, D, scratch);
-  A* rows = take<A>(scratch, count * D);
-  for (int64_t i = 0; i < count; ++i) copy_token(tokens, list[i], D, rows + i * D);
-  return {rows, D, nullptr};
+  return copied_list(tokens, list, count, D, take<A>(scratch, count * D));
 }
 
 // The means of the listed clusters, (C, D).

@@ -15,8 +15,8 @@ CUDA_OPS_INLINE uint32_t positive_lanes(vec<A> x) {
 
 // Bit p of token j = [x_j . plane_p > 0]. The planes are the columns of the product, so that a comparison gives the bits of one token side by side.
 // With `dense`, (n, D), the rows are copied on the way.
-template <class A, template <class> class Source>
-inline void hash_rows(const Source<A>& x, int64_t n, const A* planes, int64_t P, int64_t D, uint64_t* codes, A* dense, Scratch& scratch) {
+template <class A>
+inline void hash_rows(const Tokens<A>& x, int64_t n, const A* planes, int64_t P, int64_t D, uint64_t* codes, A* dense, Scratch& scratch) {
   constexpr int64_t L = Vec<A>::lanes;
   const int64_t words = words_of(P), stride = panel_count<A>(P) * PANEL<A>;
   const ScratchMark before = mark(scratch);
@@ -27,8 +27,7 @@ inline void hash_rows(const Source<A>& x, int64_t n, const A* planes, int64_t P,
     for (int64_t first = begin; first < end; first += QUERY_BLOCK) {
       const int64_t here = smaller(end - first, QUERY_BLOCK), later = first + here;
       const Rows<A> block = copied_rows(x, first, here, D, dense ? dense + first * D : rows);
-      ahead.count = 0;
-      ahead.add_rows(x, later, smaller(n - later, QUERY_BLOCK), D);
+      ahead.set_rows(x, later, smaller(n - later, QUERY_BLOCK), D);
       tile_scores(block.base, here, panels, P, D, dots, stride, ahead);
       for (int64_t r = 0; r < here; ++r)
         for (int64_t w = 0; w < words; ++w) {

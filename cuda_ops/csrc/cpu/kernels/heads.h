@@ -44,7 +44,7 @@ void hash_vectors(const Slice& x, const Valid& valid, const Sizes& s, const void
   const int64_t words = words_of(s.P);
   clear(codes, size_t(s.N * words) * 8);
   uint64_t* compact = take<uint64_t>(scratch, valid.n * words);
-  hash_rows(valid_rows<A>(x, valid, s.D, scratch), valid.n, static_cast<const A*>(planes), s.P, s.D, compact, static_cast<A*>(nullptr), scratch);
+  hash_rows(Tokens<A>{x, valid}, valid.n, static_cast<const A*>(planes), s.P, s.D, compact, static_cast<A*>(nullptr), scratch);
   for (int64_t i = 0; i < valid.n; ++i) copy(codes + valid.position[i] * words, compact + i * words, size_t(words) * 8);
 }
 

@@ -39,8 +39,8 @@ inline void assign_panel(const A* panel, int64_t count, const Centroids<A>& cent
 
 // Centroid c starts from token floor(c n / C). `rounds` times the tokens floor(j n / S) of a sample are assigned and the centroids become their members' means
 // (an empty one stays), S = min(n, max(sample, 4 C)).
-template <class A, template <class> class Source>
-inline Centroids<A> sample_centroids(const Source<A>& x, int64_t n, int64_t C, int64_t rounds, int64_t sample, int64_t D, Scratch& scratch) {
+template <class A>
+inline Centroids<A> sample_centroids(const Tokens<A>& x, int64_t n, int64_t C, int64_t rounds, int64_t sample, int64_t D, Scratch& scratch) {
   const Centroids<A> centroids{take<A>(scratch, C * D), take<A>(scratch, C), C};
   const ScratchMark before = mark(scratch);
   for (int64_t c = 0; c < C; ++c) copy_token(x, c * n / C, D, centroids.rows + c * D);
@@ -73,8 +73,8 @@ inline Centroids<A> sample_centroids(const Source<A>& x, int64_t n, int64_t C, i
 }
 
 // Every token to its nearest centroid; with `dense`, (n, D), the rows are copied on the way.
-template <class A, template <class> class Source>
-inline void assign_rows(const Source<A>& x, int64_t n, const Centroids<A>& centroids, int64_t D, int32_t* assignment, A* dense, Scratch& scratch) {
+template <class A>
+inline void assign_rows(const Tokens<A>& x, int64_t n, const Centroids<A>& centroids, int64_t D, int32_t* assignment, A* dense, Scratch& scratch) {
   each_panel(x, n, D, dense, scratch, [&](int64_t first, int64_t count, const A* panel, Ahead& ahead, Scratch& own) {
     assign_panel(panel, count, centroids, D, assignment + first, ahead, own);
   });

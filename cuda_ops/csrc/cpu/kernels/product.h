@@ -63,8 +63,7 @@ inline void each_panel(const Source<A>& source, int64_t n, int64_t D, A* dense, 
     for (int64_t first = begin; first < end; first += PANEL<A>, release(own, before)) {
       const int64_t count = smaller(end - first, PANEL<A>), later = first + count;
       pack_panel(dense ? copied_rows(source, first, count, D, dense + first * D) : some_rows(source, first, count, D, room), 0, count, D, panel);
-      ahead.count = 0;
-      ahead.add_rows(source, later, smaller(n - later, PANEL<A>), D);
+      ahead.set_rows(source, later, smaller(n - later, PANEL<A>), D);
       visit(first, count, panel, ahead, own);
     }
   });
@@ -193,8 +192,7 @@ inline void sums_by_block(const A* weights, int64_t weight_stride, int64_t weigh
   for (int64_t i = 0; i < n; i += ROW_BLOCK) {
     const int64_t later = smaller(n, i + ROW_BLOCK), here = later - i;
     const Rows<A> rows = some_rows(source, i, here, D, room);
-    ahead.count = 0;
-    ahead.add_rows(source, later, smaller(n - later, ROW_BLOCK), D);
+    ahead.set_rows(source, later, smaller(n - later, ROW_BLOCK), D);
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t r = b * count / blocks, next = (b + 1) * count / blocks;
       weighted_sum(weights + r * weight_stride + i * weight_step, weight_stride, weight_step, next - r, rows, here, D, i > 0, out + r * out_stride, out_stride, ahead);

@@ -60,7 +60,7 @@ template <class A>
 void cluster_rows(const Slice& x, const Valid& valid, const Sizes& s, int64_t rounds, int64_t sample, int32_t* assignment, Scratch& scratch) {
   int32_t* clusters = take<int32_t>(scratch, valid.n);
   if (valid.n) {
-    const Rows<A> rows = valid_rows<A>(x, valid, s.D, scratch);
+    const Tokens<A> rows{x, valid};
     assign_rows(rows, valid.n, sample_centroids(rows, valid.n, s.C, rounds, sample, s.D, scratch), s.D, clusters, static_cast<A*>(nullptr), scratch);
   }
   scatter_valid(clusters, valid, s.N, assignment);

@@ -167,6 +167,11 @@ struct Ahead {
     if (!tokens.side_by_side()) return;
     for (int64_t i = first; i < first + rows_ahead; ++i) add_row(tokens.bytes_at(i), tokens.bytes(D));
   }
+  template <class Source>
+  void set_rows(const Source& source, int64_t first, int64_t rows_ahead, int64_t D) {
+    count = 0;
+    add_rows(source, first, rows_ahead, D);
+  }
 };
 inline Ahead nothing_ahead{nullptr, 0};  // never changes
 
@@ -177,10 +182,6 @@ inline Ahead take_ahead(int64_t rows, int64_t D, Scratch& scratch) {
 }
 
 // Fetches row i, which is read soon.
-template <class A>
-CUDA_OPS_INLINE void prefetch_token(const Rows<A>& rows, int64_t i, int64_t D) {
-  prefetch_row(rows[i], D);
-}
 template <class A>
 CUDA_OPS_INLINE void prefetch_token(const Tokens<A>& tokens, int64_t i, int64_t D) {
   if (tokens.side_by_side()) prefetch_row(tokens.bytes_at(i), tokens.bytes(D));
@@ -207,6 +208,13 @@ template <class A>
 inline Rows<A> copied_rows(const Tokens<A>& tokens, int64_t first, int64_t count, int64_t D, A* to) {
   if (tokens.in_place()) return copied_rows(tokens.rows(), first, count, D, to);
   for (int64_t i = 0; i < count; ++i) copy_token(tokens, first + i, D, to + i * D);
+  return {to, D, nullptr};
+}
+
+// The listed rows, copied likewise.
+template <class A, template <class> class Source>
+inline Rows<A> copied_list(const Source<A>& source, const int32_t* list, int64_t count, int64_t D, A* to) {
+  for (int64_t i = 0; i < count; ++i) copy_token(source, list[i], D, to + i * D);
   return {to, D, nullptr};
 }
 
