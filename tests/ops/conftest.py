@@ -18,13 +18,11 @@ if operator_backend.wanted() == "cuda":
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where CUDA operators are tested, leaves out what says nothing about them."""
-    backend = operator_backend.wanted()
-    if backend is None:
-        return
+    """Where CUDA operators are tested, leaves out what says nothing about them; takes a sample where one is asked for."""
+    backend, most = operator_backend.wanted(), int(os.environ.get(operator_backend.SAMPLE, 0))
     here = [item for item in items if item.path.is_relative_to(Path(__file__).parent)]
-    chosen = [item for item in here if not operator_backend.leaves_out(item, backend)]
-    if most := int(os.environ.get(operator_backend.SAMPLE, 0)):
+    chosen = [item for item in here if backend is None or not operator_backend.leaves_out(item, backend)]
+    if most:
         drawn = operator_backend.sample(chosen, most)
         chosen = [item for item in chosen if item in drawn]
     left_out = set(here) - set(chosen)

@@ -6,7 +6,8 @@
   brings its results back.
 
 Wrappers, checks, fake kernels and gradients stay as they are, and so do the tests. CUDA_OPS_TEST_SAMPLE=n runs at most n
-parameter sets of each test, always the same ones: a kernel on the host is some hundred times slower than it should be.
+parameter sets of each test, always the same ones, of whatever operators: a kernel on the host is some hundred times slower
+than it should be.
 """
 
 import os
