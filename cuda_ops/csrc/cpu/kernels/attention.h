@@ -47,8 +47,8 @@ struct KeyTile {
 // The rows of the next block of queries, from the `first` of `count` on.
 template <class A>
 inline void list_ahead(Ahead& ahead, const Rows<A>& q, const int32_t* queries, int64_t first, int64_t count, int64_t D) {
-  ahead.count = 0;
-  for (int64_t r = 0; r < smaller(count - first, QUERY_BLOCK); ++r) ahead.add_row(q[queries[first + r]], D);
+  ahead.clear();
+  ahead.add_rows(smaller(count - first, QUERY_BLOCK), D * int64_t(sizeof(A)), [&](int64_t r) { return q[queries[first + r]]; });
 }
 
 // For each query, in blocks: visit(i, attended row before scaling, sum of numerators, largest score).

@@ -120,11 +120,11 @@ inline void attend_refined(const ClusterView<A>& view, const int32_t* queries, i
   for (int64_t first = 0; first < count; first += QUERY_BLOCK) {
     const int64_t here = smaller(count - first, QUERY_BLOCK);
     for (int64_t r = 0; r < here; ++r) scale_row(x + queries[first + r] * D, scale, D, scaled + r * D);
-    ahead.count = 0;
-    for (int64_t r = first + here; r < smaller(count, first + 2 * QUERY_BLOCK); ++r) {
-      ahead.add_row(x + queries[r] * D, D);
-      ahead.add_row(view.band.weights + queries[r] * padded, view.band.width);
-    }
+    const int32_t* later = queries + first + here;
+    const int64_t then = smaller(count - first - here, QUERY_BLOCK);
+    ahead.clear();
+    ahead.add_rows(then, D * int64_t(sizeof(A)), [&](int64_t r) { return x + later[r] * D; });
+    ahead.add_rows(then, view.band.width * int64_t(sizeof(A)), [&](int64_t r) { return view.band.weights + later[r] * padded; });
     both_scores(view, scaled, here, view.exact.panels, view.cells.panels, D, logits, ahead);
     for (int64_t r = 0; r < here; ++r) {
       const A half = square_distance(scaled + r * D, view.mean, D) / 2;

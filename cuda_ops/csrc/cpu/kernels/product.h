@@ -85,7 +85,7 @@ inline void product_block(const A* rows, int64_t row_stride, const A* panel, int
   for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = set(A(0));
   Ahead ahead = lines;
   for (int64_t d = 0; d < D; ++d) {
-    ahead.next();
+    ahead.next(d);
     const vec<A> low = load(panel + d * PANEL<A>), high = load(panel + d * PANEL<A> + L);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -94,7 +94,7 @@ inline void product_block(const A* rows, int64_t row_stride, const A* panel, int
       sum[r][1] = fma(x, high, sum[r][1]);
     }
   }
-  lines.count = ahead.count;
+  lines.begin = ahead.begin;
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     store(out + r * out_stride, sum[r][0]);
@@ -126,14 +126,16 @@ inline void weighted_block(const A* weights, int64_t weight_stride, int64_t weig
   constexpr int L = Vec<A>::lanes;
   const int64_t last = whole ? L : D - d - (V - 1) * L;  // lanes of the last vector
   vec<A> sum[R][V];
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       const A* from = out + r * out_stride + d + v * L;
       sum[r][v] = !add ? set(A(0)) : whole || v < V - 1 ? load(from) : load_part(from, last);
     }
   Ahead ahead = lines;
   for (int64_t j = 0; j < n; ++j) {
-    ahead.next();
+    ahead.next(j);
     const A* row = rows[j] + d;
     vec<A> x[V];
     for (int v = 0; v < V; ++v) x[v] = whole || v < V - 1 ? load(row + v * L) : load_part(row + v * L, last);
@@ -144,8 +146,10 @@ inline void weighted_block(const A* weights, int64_t weight_stride, int64_t weig
       for (int v = 0; v < V; ++v) sum[r][v] = fma(w, x[v], sum[r][v]);
     }
   }
-  lines.count = ahead.count;
+  lines.begin = ahead.begin;
+#pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < V; ++v) {
       A* to = out + r * out_stride + d + v * L;
       if (whole || v < V - 1)

@@ -143,42 +143,50 @@ CUDA_OPS_INLINE void prefetch_row(const A* row, int64_t D) {
   constexpr int64_t LINE = 64 / sizeof(A);
   for (int64_t d = 0; d < D; d += LINE) __builtin_prefetch(row + d);
 }
-// Lines of memory to fetch while something else is computed, one at each step of an inner loop: all at once the processor would wait for them.
+// Lines of memory to fetch while something else is computed, a few at a time: the processor would wait for many.
+// Rows of one head lie on pages of their own. At the first line of a page the processor looks for where the page is and waits, but for four of them no longer
+// than for one: the first lines of four rows come before the others of these.
 struct Ahead {
-  static constexpr int64_t BURST = 8;
+  static constexpr int64_t BURST = 8, PAGES = 4;
   const void** lines;
-  int64_t count;
-  CUDA_OPS_INLINE void next() {
-    if (!count || count-- % BURST) return;
-    for (int64_t i = count; i > count - BURST; --i) __builtin_prefetch(lines[i]);
+  int64_t begin, end;  // of those to come
+  // At every step of an inner loop.
+  CUDA_OPS_INLINE void next(int64_t step) {
+    if (step % AHEAD_STEPS) return;
+    const int64_t last = smaller(begin + BURST, end);
+    while (begin < last) __builtin_prefetch(lines[begin++]);
+  }
+  void clear() { begin = end = 0; }
+  // Rows of so many bytes; row_at(i) is the first of them.
+  template <class RowAt>
+  void add_rows(int64_t count, int64_t bytes, const RowAt& row_at) {
+    for (int64_t first = 0; first < count; first += PAGES) {
+      const int64_t last = smaller(first + PAGES, count);
+      for (int64_t i = first; i < last; ++i) lines[end++] = row_at(i);
+      for (int64_t i = first; i < last; ++i)
+        for (int64_t line = 64; line < bytes; line += 64) lines[end++] = reinterpret_cast<const char*>(row_at(i)) + line;
+    }
   }
   template <class A>
-  void add_row(const A* row, int64_t D) {
-    constexpr int64_t LINE = 64 / sizeof(A);
-    for (int64_t d = 0; d < D; d += LINE) lines[count++] = row + d;
+  void add_rows(const Rows<A>& rows, int64_t first, int64_t count, int64_t D) {
+    add_rows(count, D * int64_t(sizeof(A)), [&](int64_t i) { return rows[first + i]; });
   }
   template <class A>
-  void add_rows(const Rows<A>& rows, int64_t first, int64_t rows_ahead, int64_t D) {
-    for (int64_t i = first; i < first + rows_ahead; ++i) add_row(rows[i], D);
-  }
-  template <class A>
-  void add_rows(const Tokens<A>& tokens, int64_t first, int64_t rows_ahead, int64_t D) {
-    if (tokens.in_place()) return add_rows(tokens.rows(), first, rows_ahead, D);
-    if (!tokens.side_by_side()) return;
-    for (int64_t i = first; i < first + rows_ahead; ++i) add_row(tokens.bytes_at(i), tokens.bytes(D));
+  void add_rows(const Tokens<A>& tokens, int64_t first, int64_t count, int64_t D) {
+    if (tokens.side_by_side()) add_rows(count, tokens.bytes(D), [&](int64_t i) { return tokens.bytes_at(first + i); });
   }
   template <class Source>
-  void set_rows(const Source& source, int64_t first, int64_t rows_ahead, int64_t D) {
-    count = 0;
-    add_rows(source, first, rows_ahead, D);
+  void set_rows(const Source& source, int64_t first, int64_t count, int64_t D) {
+    clear();
+    add_rows(source, first, count, D);
   }
 };
-inline Ahead nothing_ahead{nullptr, 0};  // never changes
+inline Ahead nothing_ahead{nullptr, 0, 0};  // never changes
 
 // Room for the lines of so many rows.
 template <class A>
 inline Ahead take_ahead(int64_t rows, int64_t D, Scratch& scratch) {
-  return {take<const void*>(scratch, rows * (D * int64_t(sizeof(A)) / 64 + 1)), 0};
+  return {take<const void*>(scratch, rows * (D * int64_t(sizeof(A)) / 64 + 1)), 0, 0};
 }
 
 // Fetches row i, which is read soon.

@@ -20,6 +20,7 @@
 //   ones_of(x)                           how many bits are set in each word of 64
 //   from_float16(x), to_float16(x)       one number; widen_vectors, narrow_vectors: as many as whole vectors convert, which is returned
 //   PRODUCT_ROWS, SUM_ROWS, SUM_VECTORS  rows at a time of product and weighted_sum, and vectors of a row of the latter, by the number of registers
+//   AHEAD_STEPS                          steps of such a product's inner loop between two bursts of prefetches (Ahead): long enough for one burst to arrive
 #pragma once
 #include <stdint.h>
 #include <string.h>

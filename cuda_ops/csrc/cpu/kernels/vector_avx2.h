@@ -35,7 +35,7 @@ CUDA_OPS_INLINE Words ones_of(Words x) {
 }
 
 // 16 registers.
-constexpr int PRODUCT_ROWS = 5, SUM_ROWS = 5, SUM_VECTORS = 2;
+constexpr int PRODUCT_ROWS = 5, SUM_ROWS = 5, SUM_VECTORS = 2, AHEAD_STEPS = 32;
 
 }  // namespace
 
