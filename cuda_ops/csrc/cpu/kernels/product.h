@@ -77,21 +77,50 @@ inline A* pack_panels(const Rows<A>& rows, int64_t n, int64_t D, Scratch& scratc
   return panels;
 }
 
+// One number of each of R rows that lie equally far apart, step by step along the rows. A third as many pointers as rows, for an address may add once or twice
+// the distance: with one for each row most would be in memory.
+template <class A, int R>
+class Walk {
+ public:
+  CUDA_OPS_INLINE Walk(const A* first, int64_t distance) : distance_(distance) {
+#pragma GCC unroll 8
+    for (int i = 0; i < POINTERS; ++i) at_[i] = first + 3 * i * distance;
+  }
+  CUDA_OPS_INLINE A operator[](int r) const { return at_[r / 3][r % 3 * distance_]; }
+  CUDA_OPS_INLINE void step(int64_t along) {
+#pragma GCC unroll 8
+    for (int i = 0; i < POINTERS; ++i) {
+      at_[i] += along;
+      asm("" : "+r"(at_[i]));  // or the compiler has a pointer for each row again
+    }
+  }
+
+ private:
+  static constexpr int POINTERS = (R + 2) / 3;
+  const A* at_[POINTERS];
+  int64_t distance_;
+};
+
 // out[r][t] = sum_d row_r[d] * panel[d][t] for `count` rows and the PANEL columns of one panel.
 template <class A, int R>
 inline void product_block(const A* rows, int64_t row_stride, const A* panel, int64_t D, A* out, int64_t out_stride, Ahead& lines) {
   constexpr int L = Vec<A>::lanes;
   vec<A> sum[R][2];
   for (int r = 0; r < R; ++r) sum[r][0] = sum[r][1] = set(A(0));
+  Walk<A, R> walk(rows, row_stride);
   Ahead ahead = lines;
-  for (int64_t d = 0; d < D; ++d) {
-    ahead.next(d);
-    const vec<A> low = load(panel + d * PANEL<A>), high = load(panel + d * PANEL<A> + L);
+  for (int64_t begin = 0; begin < D; begin += AHEAD_STEPS) {
+    ahead.next();
+    const int64_t end = smaller(D, begin + AHEAD_STEPS);
+    for (int64_t d = begin; d < end; ++d) {
+      const vec<A> low = load(panel + d * PANEL<A>), high = load(panel + d * PANEL<A> + L);
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const vec<A> x = set(rows[r * row_stride + d]);
-      sum[r][0] = fma(x, low, sum[r][0]);
-      sum[r][1] = fma(x, high, sum[r][1]);
+      for (int r = 0; r < R; ++r) {
+        const vec<A> x = set(walk[r]);
+        sum[r][0] = fma(x, low, sum[r][0]);
+        sum[r][1] = fma(x, high, sum[r][1]);
+      }
+      walk.step(1);
     }
   }
   lines.begin = ahead.begin;
@@ -133,17 +162,22 @@ inline void weighted_block(const A* weights, int64_t weight_stride, int64_t weig
       const A* from = out + r * out_stride + d + v * L;
       sum[r][v] = !add ? set(A(0)) : whole || v < V - 1 ? load(from) : load_part(from, last);
     }
+  Walk<A, R> walk(weights, weight_stride);
   Ahead ahead = lines;
-  for (int64_t j = 0; j < n; ++j) {
-    ahead.next(j);
-    const A* row = rows[j] + d;
-    vec<A> x[V];
-    for (int v = 0; v < V; ++v) x[v] = whole || v < V - 1 ? load(row + v * L) : load_part(row + v * L, last);
+  for (int64_t begin = 0; begin < n; begin += AHEAD_STEPS) {
+    ahead.next();
+    const int64_t end = smaller(n, begin + AHEAD_STEPS);
+    for (int64_t j = begin; j < end; ++j) {
+      const A* row = rows[j] + d;
+      vec<A> x[V];
+      for (int v = 0; v < V; ++v) x[v] = whole || v < V - 1 ? load(row + v * L) : load_part(row + v * L, last);
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const vec<A> w = set(weights[r * weight_stride + j * weight_step]);
+      for (int r = 0; r < R; ++r) {
+        const vec<A> w = set(walk[r]);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] = fma(w, x[v], sum[r][v]);
+        for (int v = 0; v < V; ++v) sum[r][v] = fma(w, x[v], sum[r][v]);
+      }
+      walk.step(weight_step);
     }
   }
   lines.begin = ahead.begin;

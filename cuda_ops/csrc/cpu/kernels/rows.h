@@ -150,9 +150,8 @@ struct Ahead {
   static constexpr int64_t BURST = 8, PAGES = 4;
   const void** lines;
   int64_t begin, end;  // of those to come
-  // At every step of an inner loop.
-  CUDA_OPS_INLINE void next(int64_t step) {
-    if (step % AHEAD_STEPS) return;
+  // Every AHEAD_STEPS steps of an inner loop.
+  CUDA_OPS_INLINE void next() {
     const int64_t last = smaller(begin + BURST, end);
     while (begin < last) __builtin_prefetch(lines[begin++]);
   }

@@ -3,19 +3,16 @@
 
 namespace {
 
-// In two factors, so that subnormal results round once; |m| below twice the largest exponent.
-template <int mantissa_bits, int bias, class V, class I>
-CUDA_OPS_INLINE V times_two_powers(V x, I exponent) {
-  const I first = exponent >> 1, second = exponent - first;
-  return x * (V)((first + bias) << mantissa_bits) * (V)((second + bias) << mantissa_bits);
+// In two factors, so that a subnormal result is rounded once: 2^(m + lift) is none, down to the least m, and 2^-lift.
+template <int mantissa_bits, int bias, int lift, class V, class I>
+CUDA_OPS_INLINE V times_two_powers(V x, I rounded, V lowered) {
+  return x * (V)((rounded + (bias + lift)) << mantissa_bits) * lowered;  // what `rounded` has besides m is shifted out
 }
-CUDA_OPS_INLINE vec<float> times_power(vec<float> x, vec<float> m) {
-  const vec<float> rounder = set(12582912.0f);
-  return times_two_powers<23, 127>(x, (Vec<float>::integers)(m + rounder) - (Vec<float>::integers)rounder);
+CUDA_OPS_INLINE vec<float> times_power(vec<float> x, vec<float>, vec<float> rounded) {
+  return times_two_powers<23, 127, 24>(x, (Vec<float>::integers)rounded, set(0x1p-24f));
 }
-CUDA_OPS_INLINE vec<double> times_power(vec<double> x, vec<double> m) {
-  const vec<double> rounder = set(6755399441055744.0);
-  return times_two_powers<52, 1023>(x, (Vec<double>::integers)(m + rounder) - (Vec<double>::integers)rounder);
+CUDA_OPS_INLINE vec<double> times_power(vec<double> x, vec<double>, vec<double> rounded) {
+  return times_two_powers<52, 1023, 54>(x, (Vec<double>::integers)rounded, set(0x1p-54));
 }
 template <class A>
 inline vec<A> load_part(const A* p, int64_t count, A fill = 0) {
