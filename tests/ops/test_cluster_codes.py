@@ -65,6 +65,14 @@ def test_empty_cluster_keeps_its_centroid() -> None:
     assert by_hand([0b01, 0b11, 0b01, 0b01], 2, 2, 7) == ([0, 0, 0, 0], [0b01, 0b01])
 
 
+@pytest.mark.instruction_path
+@pytest.mark.parametrize("clusters", [127, 128, 256, 257])
+def test_many_clusters(clusters: int) -> None:
+    """Their numbers fit into one byte, signed or not, or into none."""
+    assignment, _ = check(random_codes(1, 1, 409, bits=63), None, 63, clusters, 1)
+    assert assignment.max() == clusters - 1
+
+
 def test_distance_ties_go_to_the_lowest_cluster() -> None:
     # Token 1 is one bit from both starts.
     assert by_hand([0b00, 0b01, 0b11, 0b11], 2, 2, 0) == ([0, 0, 1, 1], [0b00, 0b11])
@@ -107,7 +115,8 @@ def test_few_bits_tie_everywhere() -> None:
 
 @pytest.mark.parametrize("N", range(1, 71))
 def test_every_number_of_tokens(N: int) -> None:
-    check(random_codes(1, 2, N, bits=67), None, 67, 5, 3)
+    for bits in (63, 67):  # in one word and in two
+        check(random_codes(1, 1, N, bits=bits), None, bits, 5, 3)
 
 
 def test_many_tokens() -> None:

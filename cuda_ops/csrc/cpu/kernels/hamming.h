@@ -75,6 +75,64 @@ inline void assign_codes(const uint64_t* codes, int64_t n, int64_t words, const 
   }
 }
 
+// Where bytes can be looked up, codes of one word lie by bytes: byte b of so many tokens, then byte b + 1 of them.
+constexpr int64_t BYTE_BLOCK = 2 * VECTOR_BYTES;
+constexpr int64_t HALF_BYTES = 16;  // of a code, and as many values has each
+
+inline int8_t* codes_by_byte(const uint64_t* codes, int64_t n, Scratch& scratch) {
+  int8_t* bytes = take<int8_t>(scratch, round_up(n, BYTE_BLOCK) * 8);
+  for (int64_t first = 0; first < n; first += BYTE_BLOCK)
+    for (int64_t t = 0; t < BYTE_BLOCK; ++t) {
+      const uint64_t code = first + t < n ? codes[first + t] : 0;
+      for (int64_t b = 0; b < 8; ++b) bytes[first * 8 + b * BYTE_BLOCK + t] = int8_t(code >> (8 * b));
+    }
+  return bytes;
+}
+
+struct HalfByteDistances {
+  int8_t from[HALF_BYTES][HALF_BYTES];
+  constexpr HalfByteDistances() : from{} {
+    for (int a = 0; a < HALF_BYTES; ++a)
+      for (int b = 0; b < HALF_BYTES; ++b) from[a][b] = int8_t(__builtin_popcount(unsigned(a ^ b)));
+  }
+};
+
+// For each half byte of each centroid how many bits the values of a token's half byte differ from it.
+inline void fill_distances(const uint64_t* centroids, int64_t C, int8_t* distances) {
+  static constexpr HalfByteDistances half_byte;
+  for (int64_t c = 0; c < C; ++c)
+    for (int64_t h = 0; h < HALF_BYTES; ++h) copy(distances + (c * HALF_BYTES + h) * HALF_BYTES, half_byte.from[centroids[c] >> (4 * h) & 15], HALF_BYTES);
+}
+
+// assign_codes with these.
+template <class Bytes>
+inline void assign_bytes(const int8_t* codes, int64_t n, const int8_t* distances, int64_t C, int32_t* assignment) {
+  for (int64_t first = 0; first < n; first += BYTE_BLOCK) {
+    Bytes half[HALF_BYTES][2];
+    for (int64_t b = 0; b < 8; ++b)
+      for (int64_t v = 0; v < 2; ++v) {
+        const Bytes byte = load_as<Bytes>(codes + first * 8 + b * BYTE_BLOCK + v * VECTOR_BYTES);
+        half[2 * b][v] = byte & 15;
+        half[2 * b + 1][v] = (Bytes)((Words)byte >> 4) & 15;
+      }
+    Bytes least[2] = {Bytes{} + 127, Bytes{} + 127}, nearest[2] = {};
+    for (int64_t c = 0; c < C; ++c) {
+      Bytes distance[2] = {};
+#pragma GCC unroll 2  // with more GCC looks up all first and keeps them in memory
+      for (int64_t h = 0; h < HALF_BYTES; ++h)
+        for (int64_t v = 0; v < 2; ++v) distance[v] += look_up(distances + (c * HALF_BYTES + h) * HALF_BYTES, half[h][v]);
+      for (int64_t v = 0; v < 2; ++v) {
+        const Bytes closer = distance[v] < least[v];
+        least[v] = closer ? distance[v] : least[v];
+        nearest[v] = closer ? Bytes{} + int8_t(c) : nearest[v];
+      }
+    }
+    uint8_t cluster[BYTE_BLOCK];
+    memcpy(cluster, nearest, sizeof cluster);
+    for (int64_t t = 0; t < smaller(n - first, BYTE_BLOCK); ++t) assignment[first + t] = cluster[t];
+  }
+}
+
 // Adds (sign 1) or removes (sign -1) a token's bits to the counters of a cluster.
 inline void count_bits(const uint64_t* code, int64_t words, int32_t sign, int32_t* ones) {
   using I = integers<float>;
@@ -105,12 +163,21 @@ inline void cluster_hamming(const uint64_t* codes, int64_t n, int64_t words, int
   int32_t* ones = take<int32_t>(scratch, C * words * 64);
   int32_t* members = take<int32_t>(scratch, C);
   int32_t* next = take<int32_t>(scratch, n);
+  const bool by_byte = LOOKS_UP_BYTES && words == 1 && C <= 256;
+  const int8_t* bytes = by_byte ? codes_by_byte(codes, n, scratch) : nullptr;
+  int8_t* distances = by_byte ? take<int8_t>(scratch, C * HALF_BYTES * HALF_BYTES) : nullptr;
+  const auto assign = [&](int64_t begin, int64_t end) {
+    if constexpr (LOOKS_UP_BYTES)
+      if (by_byte) return assign_bytes<Bytes>(bytes + begin * 8, end - begin, distances, C, next + begin);
+    assign_codes(codes + begin * words, end - begin, words, centroids, C, next + begin);
+  };
   clear(ones, size_t(C * words * 64) * sizeof *ones);
   clear(members, size_t(C) * sizeof *members);
   for (int64_t c = 0; c < C; ++c) copy(centroids + c * words, codes + (c * n / C) * words, size_t(words) * 8);
   for (int64_t i = 0; i < n; ++i) assignment[i] = -1;
   for (int64_t round = 0;; ++round) {
-    each_chunk(n, scratch, [&](int64_t begin, int64_t end, Scratch&) { assign_codes(codes + begin * words, end - begin, words, centroids, C, next + begin); });
+    if (by_byte) fill_distances(centroids, C, distances);
+    each_chunk(n, scratch, [&](int64_t begin, int64_t end, Scratch&) { assign(begin, end); });
     if (round == iterations) break;
     for (int64_t i = 0; i < n; ++i) {
       if (next[i] == assignment[i]) continue;

@@ -19,6 +19,7 @@
 //   stream(p, v), finish_streams()       stores past the caches, to an aligned place: what is written once and not read soon need not be read from memory first.
 //                                        Behind finish_streams other threads see it
 //   ones_of(x)                           how many bits are set in each word of 64
+//   LOOKS_UP_BYTES, look_up(table, x)    table[x[i]] in each byte, of a table of 16; only where it takes one instruction
 //   from_float16(x), to_float16(x)       one number; widen_vectors, narrow_vectors: as many as whole vectors convert, which is returned
 //   PRODUCT_ROWS, SUM_ROWS, SUM_VECTORS  rows at a time of product and weighted_sum, and vectors of a row of the latter, by the number of registers
 //   AHEAD_STEPS                          steps of such a product's inner loop between two bursts of prefetches (Ahead): long enough for one burst to arrive
@@ -79,6 +80,7 @@ CUDA_OPS_INLINE void store(A* p, vec<A> v) {
 // Words of 64 bits.
 typedef int64_t Words __attribute__((vector_size(VECTOR_BYTES)));
 constexpr int WORD_LANES = VECTOR_BYTES / 8;
+typedef int8_t Bytes __attribute__((vector_size(VECTOR_BYTES)));
 
 inline float bits_to_float(uint32_t bits) {
   float x;

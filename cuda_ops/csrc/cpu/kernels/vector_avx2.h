@@ -33,6 +33,10 @@ CUDA_OPS_INLINE Words ones_of(Words x) {
   const __m256i ones = _mm256_add_epi8(_mm256_shuffle_epi8(ones_of_nibble, low), _mm256_shuffle_epi8(ones_of_nibble, high));
   return (Words)_mm256_sad_epu8(ones, _mm256_setzero_si256());
 }
+constexpr bool LOOKS_UP_BYTES = true;
+CUDA_OPS_INLINE Bytes look_up(const int8_t* table, Bytes x) {
+  return (Bytes)_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i*)table)), (__m256i)x);
+}
 
 // 16 registers.
 constexpr int PRODUCT_ROWS = 5, SUM_ROWS = 5, SUM_VECTORS = 2, AHEAD_STEPS = 32;

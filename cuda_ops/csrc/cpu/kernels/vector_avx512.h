@@ -56,6 +56,7 @@ CUDA_OPS_INLINE int64_t store_marked(int64_t* to, Vec<double>::integers v, uint3
   return __builtin_popcount(lanes);
 }
 CUDA_OPS_INLINE Words ones_of(Words x) { return (Words)_mm512_popcnt_epi64((__m512i)x); }
+constexpr bool LOOKS_UP_BYTES = false;  // it counts words as fast
 
 // 16 x 16 by shuffles that keep to quarters of a register, then of whole quarters: twice as fast as shuffles across all of it.
 template <>

@@ -17,6 +17,8 @@ CUDA_OPS_INLINE uint32_t lanes_at_least(Vec<double>::integers a, Vec<double>::in
   return uint32_t(vaddvq_u64(vandq_u64((uint64x2_t)(a >= b), uint64x2_t{1, 2})));
 }
 CUDA_OPS_INLINE Words ones_of(Words x) { return (Words)vpaddlq_u32(vpaddlq_u16(vpaddlq_u8(vcntq_u8((uint8x16_t)x)))); }
+constexpr bool LOOKS_UP_BYTES = true;
+CUDA_OPS_INLINE Bytes look_up(const int8_t* table, Bytes x) { return (Bytes)vqtbl1q_s8(vld1q_s8(table), (uint8x16_t)x); }
 
 inline float from_float16(uint16_t x) {
   __fp16 half;

@@ -18,6 +18,7 @@ CUDA_OPS_INLINE Words ones_of(Words x) {
   for (int i = 0; i < WORD_LANES; ++i) x[i] = __builtin_popcountll(uint64_t(x[i]));
   return x;
 }
+constexpr bool LOOKS_UP_BYTES = false;
 
 inline int64_t widen_vectors(const uint16_t*, int64_t, float*) { return 0; }
 inline int64_t narrow_vectors(const float*, int64_t, uint16_t*) { return 0; }
