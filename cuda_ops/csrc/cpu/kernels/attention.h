@@ -44,13 +44,6 @@ struct KeyTile {
   int64_t count;
 };
 
-// The rows of the next block of queries, from the `first` of `count` on.
-template <class A>
-inline void list_ahead(Ahead& ahead, const Rows<A>& q, const int32_t* queries, int64_t first, int64_t count, int64_t D) {
-  ahead.clear();
-  ahead.add_rows(smaller(count - first, QUERY_BLOCK), D * int64_t(sizeof(A)), [&](int64_t r) { return q[queries[first + r]]; });
-}
-
 // For each query, in blocks: visit(i, attended row before scaling, sum of numerators, largest score).
 template <class A, class Visit>
 inline void attend(const Rows<A>& q, const int32_t* queries, int64_t count, A scale, const KeyTile<A>& keys, int64_t D, Scratch& scratch, const Visit& visit) {
@@ -61,10 +54,12 @@ inline void attend(const Rows<A>& q, const int32_t* queries, int64_t count, A sc
   A* attended = take<A>(scratch, QUERY_BLOCK * D);
   A total[QUERY_BLOCK], largest[QUERY_BLOCK];
   Ahead ahead = take_ahead<A>(QUERY_BLOCK, D, scratch);
-  for (int64_t first = 0; first < count; first += QUERY_BLOCK) {
-    const int64_t here = smaller(count - first, QUERY_BLOCK);
+  const Parts blocks(count, QUERY_BLOCK);
+  for (int64_t block = 0; block < blocks.number; ++block) {
+    const int64_t first = blocks.begin(block), later = blocks.begin(block + 1), here = later - first;
     for (int64_t r = 0; r < here; ++r) scale_row(q[queries[first + r]], scale, D, scaled + r * D);
-    list_ahead(ahead, q, queries, first + here, count, D);
+    ahead.clear();
+    ahead.add_rows(smaller(count - later, here), D * int64_t(sizeof(A)), [&](int64_t r) { return q[queries[later + r]]; });
     tile_scores(scaled, here, keys.panels, keys.count, D, scores, stride, ahead);
     for (int64_t r = 0; r < here; ++r) total[r] = softmax_numerators(scores + r * stride, keys.count, largest + r);
     weighted_sum(scores, stride, 1, here, keys.values, keys.count, D, false, attended, D, ahead);

@@ -117,11 +117,12 @@ inline void attend_refined(const ClusterView<A>& view, const int32_t* queries, i
   A *exact = take<A>(scratch, QUERY_BLOCK * padded), *counted = take<A>(scratch, padded);
   Ahead ahead = take_ahead<A>(QUERY_BLOCK, D + padded, scratch);
   Weighed<A> weighed[QUERY_BLOCK];
-  for (int64_t first = 0; first < count; first += QUERY_BLOCK) {
-    const int64_t here = smaller(count - first, QUERY_BLOCK);
+  const Parts blocks(count, QUERY_BLOCK);
+  for (int64_t block = 0; block < blocks.number; ++block) {
+    const int64_t first = blocks.begin(block), here = blocks.begin(block + 1) - first;
     for (int64_t r = 0; r < here; ++r) scale_row(x + queries[first + r] * D, scale, D, scaled + r * D);
     const int32_t* later = queries + first + here;
-    const int64_t then = smaller(count - first - here, QUERY_BLOCK);
+    const int64_t then = smaller(count - first - here, here);
     ahead.clear();
     ahead.add_rows(then, D * int64_t(sizeof(A)), [&](int64_t r) { return x + later[r] * D; });
     ahead.add_rows(then, view.band.width * int64_t(sizeof(A)), [&](int64_t r) { return view.band.weights + later[r] * padded; });

@@ -230,10 +230,10 @@ inline void clustered_rows(const HeadForward& head, A* log_mass, Scratch& scratc
     total[c] = centroid_numerators(weights + c * stride, n, top + c * K, K, mass + c, log_sum + c);
   });
   A* rest = take<A>(scratch, C * D);
-  const int64_t parts = scratch.shared ? (C + SUM_ROWS - 1) / SUM_ROWS : 1;
-  each(parts, scratch, [&](int64_t part, Scratch& own) {
-    const int64_t c = part * C / parts, next = (part + 1) * C / parts;
-    sums_by_block(weights + c * stride, stride, 1, next - c, v, n, D, rest + c * D, D, own);
+  const Parts parts(C, scratch.shared ? SUM_ROWS : C);
+  each(parts.number, scratch, [&](int64_t part, Scratch& own) {
+    const int64_t c = parts.begin(part);
+    sums_by_block(weights + c * stride, stride, 1, parts.begin(part + 1) - c, v, n, D, rest + c * D, D, own);
   });
   for (int64_t c = 0; c < C; ++c) divide_row(rest + c * D, total[c], D);
 

@@ -63,6 +63,13 @@ CUDA_OPS_INLINE A largest_lane(vec<A> v) {
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
+// `count` rows in as few parts of at most `most` as it takes, whose sizes differ by at most one: a part of few rows takes as long as one of many.
+struct Parts {
+  int64_t number, size, longer;  // the first `longer` parts have one row more than `size`
+  Parts(int64_t count, int64_t most) : number((count + most - 1) / most), size(number ? uint32_t(count) / uint32_t(number) : 0), longer(count - number * size) {}
+  int64_t begin(int64_t part) const { return part * size + smaller(part, longer); }
+};
+
 template <class A>
 constexpr A infinity() {
   return A(__builtin_inf());

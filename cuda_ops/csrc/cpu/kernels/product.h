@@ -131,11 +131,19 @@ inline void product_block(const A* rows, int64_t row_stride, const A* panel, int
   }
 }
 
-template <class A, int R = PRODUCT_ROWS>
-inline void product(const A* rows, int64_t row_stride, int64_t count, const A* panel, int64_t D, A* out, int64_t out_stride, Ahead& ahead = nothing_ahead) {
+template <class A, int R>
+CUDA_OPS_INLINE void product_rows(const A* rows, int64_t row_stride, int64_t count, const A* panel, int64_t D, A* out, int64_t out_stride, Ahead& ahead) {
   if constexpr (R > 0) {
-    for (; count >= R; count -= R, rows += R * row_stride, out += R * out_stride) product_block<A, R>(rows, row_stride, panel, D, out, out_stride, ahead);
-    product<A, R - 1>(rows, row_stride, count, panel, D, out, out_stride, ahead);
+    if (count == R) return product_block<A, R>(rows, row_stride, panel, D, out, out_stride, ahead);
+    product_rows<A, R - 1>(rows, row_stride, count, panel, D, out, out_stride, ahead);
+  }
+}
+template <class A>
+inline void product(const A* rows, int64_t row_stride, int64_t count, const A* panel, int64_t D, A* out, int64_t out_stride, Ahead& ahead = nothing_ahead) {
+  const Parts parts(count, PRODUCT_ROWS);
+  for (int64_t part = 0; part < parts.number; ++part) {
+    const int64_t r = parts.begin(part);
+    product_rows<A, PRODUCT_ROWS>(rows + r * row_stride, row_stride, parts.begin(part + 1) - r, panel, D, out + r * out_stride, out_stride, ahead);
   }
 }
 
@@ -194,8 +202,8 @@ inline void weighted_block(const A* weights, int64_t weight_stride, int64_t weig
 }
 
 template <class A, int R>
-inline void weighted_rows(const A* weights, int64_t weight_stride, int64_t weight_step, const Rows<A>& rows, int64_t n, int64_t D, bool add, A* out,
-                          int64_t out_stride, Ahead& ahead) {
+inline void weighted_block_rows(const A* weights, int64_t weight_stride, int64_t weight_step, const Rows<A>& rows, int64_t n, int64_t D, bool add, A* out,
+                                int64_t out_stride, Ahead& ahead) {
   constexpr int L = Vec<A>::lanes;
   int64_t d = 0;
   for (; d + SUM_VECTORS * L <= D; d += SUM_VECTORS * L) weighted_block<A, R, SUM_VECTORS, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
@@ -204,21 +212,28 @@ inline void weighted_rows(const A* weights, int64_t weight_stride, int64_t weigh
   for (; d + L <= D; d += L) weighted_block<A, R, 1, true>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
   if (d < D) weighted_block<A, R, 1, false>(weights, weight_stride, weight_step, rows, n, d, D, add, out, out_stride, ahead);
 }
-
-template <class A, int R = SUM_ROWS>
+template <class A, int R>
+CUDA_OPS_INLINE void weighted_rows(const A* weights, int64_t weight_stride, int64_t weight_step, int64_t count, const Rows<A>& rows, int64_t n, int64_t D, bool add,
+                                   A* out, int64_t out_stride, Ahead& ahead) {
+  if constexpr (R > 0) {
+    if (count == R) return weighted_block_rows<A, R>(weights, weight_stride, weight_step, rows, n, D, add, out, out_stride, ahead);
+    weighted_rows<A, R - 1>(weights, weight_stride, weight_step, count, rows, n, D, add, out, out_stride, ahead);
+  }
+}
+template <class A>
 inline void weighted_sum(const A* weights, int64_t weight_stride, int64_t weight_step, int64_t count, const Rows<A>& rows, int64_t n, int64_t D, bool add, A* out,
                          int64_t out_stride, Ahead& ahead = nothing_ahead) {
-  if constexpr (R > 0) {
-    for (; count >= R; count -= R, weights += R * weight_stride, out += R * out_stride)
-      weighted_rows<A, R>(weights, weight_stride, weight_step, rows, n, D, add, out, out_stride, ahead);
-    weighted_sum<A, R - 1>(weights, weight_stride, weight_step, count, rows, n, D, add, out, out_stride, ahead);
+  const Parts parts(count, SUM_ROWS);
+  for (int64_t part = 0; part < parts.number; ++part) {
+    const int64_t r = parts.begin(part);
+    weighted_rows<A, SUM_ROWS>(weights + r * weight_stride, weight_stride, weight_step, parts.begin(part + 1) - r, rows, n, D, add, out + r * out_stride, out_stride, ahead);
   }
 }
 
 // Rows at a time that stay in the nearest cache while all sums take their share of them.
 constexpr int64_t ROW_BLOCK = 48;
 
-// weighted_sum over many rows for `count` sums: every row comes from memory once. The sums are dealt out evenly: a block of few would wait for its rows.
+// weighted_sum over many rows for `count` sums: every row comes from memory once.
 template <class A, template <class> class Source>
 inline void sums_by_block(const A* weights, int64_t weight_stride, int64_t weight_step, int64_t count, const Source<A>& source, int64_t n, int64_t D, A* out, int64_t out_stride, Scratch& scratch) {
   const ScratchMark before = mark(scratch);
@@ -226,15 +241,11 @@ inline void sums_by_block(const A* weights, int64_t weight_stride, int64_t weigh
   Ahead ahead = take_ahead<A>(ROW_BLOCK, D, scratch);
   if (!n)
     for (int64_t r = 0; r < count; ++r) clear(out + r * out_stride, size_t(D) * sizeof(A));
-  const int64_t blocks = (count + SUM_ROWS - 1) / SUM_ROWS;
   for (int64_t i = 0; i < n; i += ROW_BLOCK) {
     const int64_t later = smaller(n, i + ROW_BLOCK), here = later - i;
     const Rows<A> rows = some_rows(source, i, here, D, room);
     ahead.set_rows(source, later, smaller(n - later, ROW_BLOCK), D);
-    for (int64_t b = 0; b < blocks; ++b) {
-      const int64_t r = b * count / blocks, next = (b + 1) * count / blocks;
-      weighted_sum(weights + r * weight_stride + i * weight_step, weight_stride, weight_step, next - r, rows, here, D, i > 0, out + r * out_stride, out_stride, ahead);
-    }
+    weighted_sum(weights + i * weight_step, weight_stride, weight_step, count, rows, here, D, i > 0, out, out_stride, ahead);
   }
   release(scratch, before);
 }
