@@ -30,8 +30,14 @@ CUDA_OPS_INLINE vec<A> exponential(vec<A> x) {
   x = larger(set(E::lowest), x);
   const vec<A> rounded = fma(x, set(E::log2_e), set(E::rounder)), m = rounded - set(E::rounder);
   const vec<A> r = fma(m, set(-E::ln2_low), fma(m, set(-E::ln2_high), x));
-  vec<A> p = set(E::coefficient[E::degree]);
-  for (int i = E::degree - 1; i >= 0; --i) p = fma(p, r, set(E::coefficient[i]));
+  // Two coefficients at a time, by powers of r^2: half as many steps wait for each other. They are lowered by what times_power raises too much.
+  constexpr auto coefficient = [](int i) { return i <= E::degree ? E::coefficient[i] * POWER_LOWERED<A> : A(0); };
+  const vec<A> square = r * r;
+  vec<A> p = {};
+  for (int i = E::degree / 2 * 2; i >= 0; i -= 2) {
+    const vec<A> pair = i < E::degree ? fma(set(coefficient(i + 1)), r, set(coefficient(i))) : set(coefficient(i));
+    p = i + 2 > E::degree ? pair : fma(p, square, pair);
+  }
   return times_power(p, m, rounded);
 }
 

@@ -41,6 +41,8 @@ CUDA_OPS_INLINE vec<float> larger(vec<float> a, vec<float> b) { return (vec<floa
 CUDA_OPS_INLINE vec<double> larger(vec<double> a, vec<double> b) { return (vec<double>)_mm512_maskz_max_pd(0xff, (__m512d)a, (__m512d)b); }
 CUDA_OPS_INLINE vec<float> lesser(vec<float> a, vec<float> b) { return (vec<float>)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b); }
 CUDA_OPS_INLINE vec<double> lesser(vec<double> a, vec<double> b) { return (vec<double>)_mm512_maskz_min_pd(0xff, (__m512d)a, (__m512d)b); }
+template <class A>
+constexpr A POWER_LOWERED = A(1);
 CUDA_OPS_INLINE vec<float> times_power(vec<float> x, vec<float> m, vec<float>) { return (vec<float>)_mm512_maskz_scalef_ps(0xffff, (__m512)x, (__m512)m); }
 CUDA_OPS_INLINE vec<double> times_power(vec<double> x, vec<double> m, vec<double>) { return (vec<double>)_mm512_maskz_scalef_pd(0xff, (__m512d)x, (__m512d)m); }
 CUDA_OPS_INLINE void load_words(const uint32_t* p, Vec<float>::integers& v) { memcpy(&v, p, sizeof v); }

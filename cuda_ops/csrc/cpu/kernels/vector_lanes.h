@@ -3,16 +3,14 @@
 
 namespace {
 
-// In two factors, so that a subnormal result is rounded once: 2^(m + lift) is none, down to the least m, and 2^-lift.
-template <int mantissa_bits, int bias, int lift, class V, class I>
-CUDA_OPS_INLINE V times_two_powers(V x, I rounded, V lowered) {
-  return x * (V)((rounded + (bias + lift)) << mantissa_bits) * lowered;  // what `rounded` has besides m is shifted out
-}
+// Raised, so that the power is a normal number down to the least m, and a subnormal result is rounded once.
+template <class A>
+constexpr A POWER_LOWERED = sizeof(A) == 4 ? A(0x1p-24) : A(0x1p-54);
 CUDA_OPS_INLINE vec<float> times_power(vec<float> x, vec<float>, vec<float> rounded) {
-  return times_two_powers<23, 127, 24>(x, (Vec<float>::integers)rounded, set(0x1p-24f));
+  return x * (vec<float>)(((Vec<float>::integers)rounded + (127 + 24)) << 23);  // what `rounded` has besides m is shifted out
 }
 CUDA_OPS_INLINE vec<double> times_power(vec<double> x, vec<double>, vec<double> rounded) {
-  return times_two_powers<52, 1023, 54>(x, (Vec<double>::integers)rounded, set(0x1p-54));
+  return x * (vec<double>)(((Vec<double>::integers)rounded + (1023 + 54)) << 52);
 }
 template <class A>
 inline vec<A> load_part(const A* p, int64_t count, A fill = 0) {
