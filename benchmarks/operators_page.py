@@ -1,4 +1,4 @@
-"""docs/speed.md and its plot, from the file that benchmarks/operators.py wrote.
+"""docs/speed.md and its plot, from the files that benchmarks/operators.py wrote: one with all cases, one of a processor with AVX2 only.
 
     python benchmarks/operators_page.py    # write both again from what is kept
 
@@ -15,6 +15,8 @@ from readme_tables import RESULTS, ROOT, between_marks, kept_results_of
 PAGE = ROOT / "docs" / "speed.md"
 PLOT = ROOT / "docs" / "images" / "operators-cpu.png"
 FILE = RESULTS / "operators-cpu.json"
+AVX2_FILE = RESULTS / "operators-cpu-avx2.json"
+AVX2 = "with_avx2_only"  # where the second file's content stands in the first one's
 NAME = "speed"
 SDPA = "sdpa"
 COLOURS = ("#d95f02", "#1f77b4", "#5ab4e5", "#2ca02c", "#9467bd", "#8c564b")
@@ -83,7 +85,17 @@ def section(results: Results | None) -> str:
             *memory_table(results),
             "",
         ]
-    return "\n".join([*lines, caption(results)])
+    lines += [caption(results)]
+    if other := results.get(AVX2):
+        lines += [
+            "",
+            f"**A processor with AVX2 only**, {described(other)}:",
+            "",
+            *times_table(other),
+            "",
+            caption(other),
+        ]
+    return "\n".join(lines)
 
 
 def described(case: Results) -> str:
@@ -216,8 +228,9 @@ def updated(page: str, results: Results | None) -> str:
 
 
 def kept_results() -> Results | None:
-    """The content of the results file; None before the first measurement."""
-    return kept_results_of(FILE)
+    """The content of both results files; None before the first measurement."""
+    results = kept_results_of(FILE)
+    return None if results is None else {**results, AVX2: kept_results_of(AVX2_FILE)}
 
 
 def main() -> None:

@@ -240,6 +240,14 @@ def test_the_page_has_times_crossovers_cases_and_memory() -> None:
     assert lines[-1].startswith("`python benchmarks/some.py --shared ../shared` on 2026-01-02: Some Processor, torch")
 
 
+def test_the_page_has_a_second_processor() -> None:
+    other = {**fixtures.operators(), "backend": "cpu-avx2", "date": "2026-02-03"}
+    text = operators_page.section({**fixtures.operators(), operators_page.AVX2: other})
+    first, second = text.split("**A processor with AVX2 only**, B=1, H=12, D=64, float32, 2 threads, cpu-avx2:")
+    assert "on 2026-01-02" in first and "on 2026-01-02" not in second
+    assert "| 512 | 2.62 [2.36, 3.15] |" in second and "on 2026-02-03" in second
+
+
 def test_the_page_without_cases_memory_or_any_figures() -> None:
     results = fixtures.operators()
     results["cases"] = []
@@ -247,7 +255,7 @@ def test_the_page_without_cases_memory_or_any_figures() -> None:
         for values in row.values():
             values["extra_memory_mib"] = None
     text = operators_page.section(results)
-    assert "Other cases" not in text and "Extra memory" not in text
+    assert "Other cases" not in text and "Extra memory" not in text and "AVX2 only" not in text
     assert operators_page.section(None).startswith("Not measured yet")
 
 
