@@ -30,7 +30,7 @@ def compile_by_lanes(folder: Path) -> Path:
     source = sources.kernel_sources(extension.PROJECT, sources.X86_64)["avx512"]
     common = sources.common_flags(extension.PROJECT, sources.X86_64)
     # GCC tells that vectors of 64 bytes are passed in another way than with AVX-512.
-    here = [f"-I{HEADER}", "-Davx512_kernels=avx2_kernels", "-Werror", "-Wno-psabi"]
+    here = ["-O1", f"-I{HEADER}", "-Davx512_kernels=avx2_kernels", "-Werror", "-Wno-psabi"]
     flags = [*common, *sources.INSTRUCTION_SET_FLAGS["avx2"], *here]
     return compiler.compile_objects(command, {source: flags}, folder)[0]
 

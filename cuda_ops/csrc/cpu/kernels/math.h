@@ -11,18 +11,18 @@ template <>
 struct Exponential<float> {
   static constexpr int degree = 6;
   static constexpr float coefficient[degree + 1] = {1, 1, 0.499999934f, 0.166665206f, 0.0416683881f, 0.00836871709f, 0.00138145964f};
-  static constexpr float lowest = -104.0f, log2_e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f, rounder = 12582912.0f;  // a number plus this has the nearest whole number in its last bits
+  static constexpr float lowest = -104.0f, highest = 71.0f, log2_e = 1.44269504f, ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f, rounder = 12582912.0f;  // a number plus this has the nearest whole number in its last bits
 };
 template <>
 struct Exponential<double> {
   static constexpr int degree = 13;
   static constexpr double coefficient[degree + 1] = {1,           1,           1 / 2.0,        1 / 6.0,         1 / 24.0,         1 / 120.0,        1 / 720.0,
                                                      1 / 5040.0,  1 / 40320.0, 1 / 362880.0,   1 / 3628800.0,   1 / 39916800.0,   1 / 479001600.0,  1 / 6227020800.0};
-  static constexpr double lowest = -746.0, log2_e = 1.4426950408889634, ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6,
+  static constexpr double lowest = -746.0, highest = 671.0, log2_e = 1.4426950408889634, ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6,
                           rounder = 6755399441055744.0;
 };
 
-// e^x for x <= 0 (or hardly above, by rounding), as a softmax has them: x = m ln 2 + r with |r| <= ln 2 / 2, the polynomial in r, times 2^m.
+// e^x for x up to `highest`; a softmax has none above 0. x = m ln 2 + r with |r| <= ln 2 / 2, the polynomial in r, times 2^m.
 // Within 2 ulp; e^-inf = 0; NaN stays NaN.
 template <class A>
 CUDA_OPS_INLINE vec<A> exponential(vec<A> x) {

@@ -7,7 +7,7 @@
 //   set(x)                               x in every lane
 //   fma(a, b, c)                         a b + c, rounded once where the set can
 //   larger(a, b), lesser(a, b)           a > b ? a : b and a < b ? a : b, so b where one of them is NaN
-//   times_power(x, m, rounded)           x 2^m / POWER_LOWERED<A>, rounded once, for whole m from the least subnormal's exponent on up to 0; `rounded` has m in its last
+//   times_power(x, m, rounded)           x 2^m / POWER_LOWERED<A>, rounded once, for whole m from the least subnormal's exponent up to 103 or 969; `rounded` has m in its last
 //                                        bits, below the bits of a number that has none there
 //   load_part(p, count, fill)            the first `count` lanes; the others are `fill` and their memory is not touched
 //   store_part(p, v, count)              only the first `count` lanes
