@@ -147,12 +147,12 @@ CUDA_OPS_INLINE void prefetch_row(const A* row, int64_t D) {
 // Rows of one head lie on pages of their own. At the first line of a page the processor looks for where the page is and waits, but for four of them no longer
 // than for one: the first lines of four rows come before the others of these.
 struct Ahead {
-  static constexpr int64_t BURST = 8, PAGES = 4;
+  static constexpr int64_t PAGES = 4;
   const void** lines;
   int64_t begin, end;  // of those to come
   // Every AHEAD_STEPS steps of an inner loop.
   CUDA_OPS_INLINE void next() {
-    const int64_t last = smaller(begin + BURST, end);
+    const int64_t last = smaller(begin + AHEAD_LINES, end);
     while (begin < last) __builtin_prefetch(lines[begin++]);
   }
   void clear() { begin = end = 0; }

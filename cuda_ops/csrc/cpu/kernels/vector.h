@@ -22,7 +22,8 @@
 //   LOOKS_UP_BYTES, look_up(table, x)    table[x[i]] in each byte, of a table of 16; only where it takes one instruction
 //   from_float16(x), to_float16(x)       one number; widen_vectors, narrow_vectors: as many as whole vectors convert, which is returned
 //   PRODUCT_ROWS, SUM_ROWS, SUM_VECTORS  rows at a time of product and weighted_sum, and vectors of a row of the latter, by the number of registers
-//   AHEAD_STEPS                          steps of such a product's inner loop between two bursts of prefetches (Ahead): long enough for one burst to arrive
+//   AHEAD_LINES, AHEAD_STEPS             so many lines are fetched ahead (Ahead), and so many steps of such a product's inner loop later the next: in time for all of
+//                                        them with few rows, and not before one lot has arrived
 #pragma once
 #include <stdint.h>
 #include <string.h>

@@ -39,7 +39,7 @@ CUDA_OPS_INLINE Bytes look_up(const int8_t* table, Bytes x) {
 }
 
 // 16 registers.
-constexpr int PRODUCT_ROWS = 6, SUM_ROWS = 6, SUM_VECTORS = 2, AHEAD_STEPS = 32;
+constexpr int PRODUCT_ROWS = 6, SUM_ROWS = 6, SUM_VECTORS = 2, AHEAD_LINES = 4, AHEAD_STEPS = 16;
 
 }  // namespace
 

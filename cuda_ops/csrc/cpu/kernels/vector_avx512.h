@@ -88,6 +88,6 @@ CUDA_OPS_INLINE void transpose<float>(vec<float>* rows) {
 }
 
 // 32 registers.
-constexpr int PRODUCT_ROWS = 13, SUM_ROWS = 6, SUM_VECTORS = 4, AHEAD_STEPS = 8;
+constexpr int PRODUCT_ROWS = 13, SUM_ROWS = 6, SUM_VECTORS = 4, AHEAD_LINES = 8, AHEAD_STEPS = 8;
 
 }  // namespace

@@ -43,7 +43,7 @@ inline int64_t narrow_vectors(const float* from, int64_t count, uint16_t* to) {
 }
 
 // 32 registers.
-constexpr int PRODUCT_ROWS = 13, SUM_ROWS = 6, SUM_VECTORS = 4, AHEAD_STEPS = 32;
+constexpr int PRODUCT_ROWS = 13, SUM_ROWS = 6, SUM_VECTORS = 4, AHEAD_LINES = 4, AHEAD_STEPS = 16;
 
 }  // namespace
 

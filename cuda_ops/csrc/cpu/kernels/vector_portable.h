@@ -37,7 +37,7 @@ inline uint16_t to_float16(float x) {
   return uint16_t(sign | (rounded >> 13));
 }
 
-constexpr int PRODUCT_ROWS = 5, SUM_ROWS = 5, SUM_VECTORS = 2, AHEAD_STEPS = 32;
+constexpr int PRODUCT_ROWS = 5, SUM_ROWS = 5, SUM_VECTORS = 2, AHEAD_LINES = 4, AHEAD_STEPS = 16;
 
 }  // namespace
 
