@@ -11,6 +11,7 @@ from build_support import sources
 
 pytestmark = pytest.mark.install
 TYPES = {"float32": numpy.float32, "float64": numpy.float64}
+HIGHEST = {"float32": 71, "float64": 671}  # above them it saturates
 LANES = 16  # the widest vector has so many float32
 
 
@@ -50,7 +51,7 @@ def test_every_float_in_steps(program: list[str]) -> None:
     """All float32 from the least that is not rounded to 0 up to 71, every 997th of them; a softmax uses those below 0."""
     bits = numpy.arange(0, numpy.float32(104).view(numpy.int32), 997, dtype=numpy.int32)
     below = -bits.view(numpy.float32)
-    above = bits[bits <= numpy.float32(71).view(numpy.int32)].view(numpy.float32)
+    above = bits[bits <= numpy.float32(HIGHEST["float32"]).view(numpy.int32)].view(numpy.float32)
     assert max(largest_error(program, below), largest_error(program, above)) <= 2
 
 
@@ -58,7 +59,7 @@ def test_doubles(program: list[str]) -> None:
     generator = numpy.random.RandomState(1)
     x = numpy.concatenate(
         [
-            generator.uniform(-745, 671, 200_003),
+            generator.uniform(-745, HIGHEST["float64"], 200_003),
             generator.uniform(-1, 1, 100_003),
             -(10.0 ** generator.uniform(-300, 0, 10_007)),
         ]
@@ -70,10 +71,11 @@ def test_doubles(program: list[str]) -> None:
 def test_ends_of_the_range(program: list[str], name: str) -> None:
     kind = TYPES[name]
     tiny = numpy.finfo(kind).smallest_subnormal
-    x = numpy.array([-numpy.inf, -1e4, 0.0, -0.0, tiny, -tiny, numpy.nan], kind)
-    least, none, zero, minus_zero, *around_zero, nan = exponential(program, x)
-    assert (least, none) == (0, 0) and (zero, minus_zero) == (1, 1) and around_zero == [1, 1]
+    x = numpy.array([-numpy.inf, -1e4, 0.0, -0.0, tiny, -tiny, numpy.nan, 1e4, numpy.inf], kind)
+    least, none, zero, minus_zero, *around_one, nan, large, infinite = exponential(program, x)
+    assert (least, none) == (0, 0) and (zero, minus_zero) == (1, 1) and around_one == [1, 1]
     assert numpy.isnan(nan)
+    assert large == infinite and abs(numpy.log(large) - HIGHEST[name]) < 1e-4
 
 
 @pytest.mark.parametrize("name", TYPES)

@@ -100,8 +100,7 @@ inline Weighed<A> weigh_query(const ClusterView<A>& view, A half, int64_t i, A* 
     total = total + e;
   }
   for (int64_t w = 0; w < view.band.width; w += L) {
-    const vec<A> exact = exponential<A>(load(near + w) - set(largest));
-    const vec<A> counted = exponential<A>(lesser(set(Exponential<A>::highest), load(tail + w) - set(largest)));  // of any size where the tail is another's
+    const vec<A> exact = exponential<A>(load(near + w) - set(largest)), counted = exponential<A>(load(tail + w) - set(largest));
     store(near + w, exact);
     store(tail + w, counted);
     total = total + (exact - counted);

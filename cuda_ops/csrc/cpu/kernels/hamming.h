@@ -166,7 +166,7 @@ inline void cluster_hamming(const uint64_t* codes, int64_t n, int64_t words, int
   const bool by_byte = LOOKS_UP_BYTES && words == 1 && C <= 256;
   const int8_t* bytes = by_byte ? codes_by_byte(codes, n, scratch) : nullptr;
   int8_t* distances = by_byte ? take<int8_t>(scratch, C * HALF_BYTES * HALF_BYTES) : nullptr;
-  const auto assign = [&](int64_t begin, int64_t end) {
+  const auto assign = [&](int64_t begin, int64_t end, Scratch&) {
     if constexpr (LOOKS_UP_BYTES)
       if (by_byte) return assign_bytes<Bytes>(bytes + begin * 8, end - begin, distances, C, next + begin);
     assign_codes(codes + begin * words, end - begin, words, centroids, C, next + begin);
@@ -177,7 +177,7 @@ inline void cluster_hamming(const uint64_t* codes, int64_t n, int64_t words, int
   for (int64_t i = 0; i < n; ++i) assignment[i] = -1;
   for (int64_t round = 0;; ++round) {
     if (by_byte) fill_distances(centroids, C, distances);
-    each_chunk(n, scratch, [&](int64_t begin, int64_t end, Scratch&) { assign(begin, end); });
+    each_chunk(n, scratch, assign);
     if (round == iterations) break;
     for (int64_t i = 0; i < n; ++i) {
       if (next[i] == assignment[i]) continue;

@@ -22,12 +22,12 @@ struct Exponential<double> {
                           rounder = 6755399441055744.0;
 };
 
-// e^x for x up to `highest`; a softmax has none above 0. x = m ln 2 + r with |r| <= ln 2 / 2, the polynomial in r, times 2^m.
-// Within 2 ulp; e^-inf = 0; NaN stays NaN.
+// e^x: x = m ln 2 + r with |r| <= ln 2 / 2, the polynomial in r, times 2^m.
+// Within 2 ulp; e^-inf = 0; NaN stays NaN; above `highest` it saturates, where no softmax comes.
 template <class A>
 CUDA_OPS_INLINE vec<A> exponential(vec<A> x) {
   using E = Exponential<A>;
-  x = larger(set(E::lowest), x);
+  x = lesser(set(E::highest), larger(set(E::lowest), x));
   const vec<A> rounded = fma(x, set(E::log2_e), set(E::rounder)), m = rounded - set(E::rounder);
   const vec<A> r = fma(m, set(-E::ln2_low), fma(m, set(-E::ln2_high), x));
   // Two coefficients at a time, by powers of r^2: half as many steps wait for each other. They are lowered by what times_power raises too much.

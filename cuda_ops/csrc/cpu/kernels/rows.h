@@ -162,8 +162,10 @@ struct Ahead {
     for (int64_t first = 0; first < count; first += PAGES) {
       const int64_t last = smaller(first + PAGES, count);
       for (int64_t i = first; i < last; ++i) lines[end++] = row_at(i);
-      for (int64_t i = first; i < last; ++i)
-        for (int64_t line = 64; line < bytes; line += 64) lines[end++] = reinterpret_cast<const char*>(row_at(i)) + line;
+      for (int64_t i = first; i < last; ++i) {
+        const char* row = reinterpret_cast<const char*>(row_at(i));
+        for (int64_t line = 64; line < bytes; line += 64) lines[end++] = row + line;
+      }
     }
   }
   template <class A>
