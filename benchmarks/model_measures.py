@@ -1,17 +1,18 @@
 """What one case of benchmarks/model.py measures: whole passes in turns, the attention in them, and the ceiling by Amdahl.
 
-With T the time of a pass, A the time of the attention of those layers that patching replaces (L of them, seen from outside: the functions
-that transformers calls for it and, once a pass, for its mask, which SDPA has as N × N booleans where anything is padded), and a the time of
-the operator alone on q, k, v of such layers, the mean over as many of them as fit into `SAMPLE_BYTES` (one after the other: the same data
+With T the time of a pass, A the time of the attention of those layers that patching makes clustered (L of them, seen from outside: the
+functions that transformers calls for it and, once a pass, for its mask, which SDPA has as N × N booleans where anything is padded), E the same
+of layers with a sliding window, which stay exact (0 where there are none; a patched model computes them in blocks), and a the time of the
+operator alone on q, k, v of clustered layers, the mean over as many of them as fit into `SAMPLE_BYTES` (one after the other: the same data
 again and again would be learnt by the processor, and be faster than any layer of a model):
 
-    rest     R = T_full − A_full
+    rest     R = T_full − A_full − E_full
     share    A_full / T_full
-    ceiling  T_full / (R + L a)            what the method could reach if nothing but its operator stood in for attention
+    ceiling  T_full / (R + E + L a)        what the method could reach if nothing but its operator stood in for attention
     speed-up T_full / T
-    reached  speed-up / ceiling = (R + L a) / T
+    reached  speed-up / ceiling = (R + E + L a) / T
 
-All of one case in one process, medians of turns. Layers that stay exact (a sliding window) belong to the rest.
+All of one case in one process, medians of turns.
 """
 
 import time
@@ -35,6 +36,7 @@ from bert_cluster.families import attention_modules
 from bert_cluster.planes import random_planes
 
 SAMPLE_BYTES = 2**30
+LEAST_TURNS = 3  # a pass over a long text takes minutes
 
 
 def replaced_layers(encoder: PreTrainedModel) -> list[nn.Module]:
@@ -131,9 +133,9 @@ class Pass:
         self.others.append(self.meter.others)
 
 
-def ceiling(full: float, rest: float, layers: int, operator: float) -> float:
-    """Amdahl's: how many times faster than full a pass can get whose attention is `layers` runs of the operator."""
-    return full / (rest + layers * operator)
+def ceiling(full: float, rest: float, windows: float, layers: int, operator: float) -> float:
+    """Amdahl's: how many times faster than full a pass can get whose attention is `layers` runs of the operator, and its windows."""
+    return full / (rest + windows + layers * operator)
 
 
 def measure_case(
@@ -146,31 +148,36 @@ def measure_case(
         inputs: with the mask, whose ones are the tokens that count.
 
     Returns:
-        `valid_tokens`, `replaced_layers`, `attention_share` and `rest_s` (None without full), and `methods`: by name what
-        `method_row` gives. Seconds are medians.
+        `valid_tokens`, `replaced_layers`, `attention_share`, `windows_share` and `rest_s` (None without full), and `methods`: by name
+        what `method_row` gives. Seconds are medians.
     """
     meter = Meter(encoders)
     passes = {name: Pass(encoder, inputs, meter) for name, encoder in encoders.items()}
     with metered(meter):
-        times = {name: [value / 1000 for value in values] for name, values in take_turns(passes, seconds).items()}
+        times = {
+            name: [value / 1000 for value in values]
+            for name, values in take_turns(passes, seconds, LEAST_TURNS).items()
+        }
     counted = {name: one.replaced[1:] for name, one in passes.items()}
+    others = {name: one.others[1:] for name, one in passes.items()}
     operators = operator_seconds(encoders, meter, inputs["attention_mask"].bool(), seconds)
     layers = len(replaced_layers(next(iter(encoders.values()))))
     tokens = int(inputs["attention_mask"].sum())
-    full = share = rest = None
+    full = share = windows_share = rest = None
     if FULL in times:
         full = median(times[FULL])
-        share = median(part / whole for part, whole in zip(counted[FULL], times[FULL], strict=True))
-        rest = median(whole - part for part, whole in zip(counted[FULL], times[FULL], strict=True))
+        turns = list(zip(counted[FULL], others[FULL], times[FULL], strict=True))
+        share = median(part / whole for part, _, whole in turns)
+        windows_share = median(windows / whole for _, windows, whole in turns)
+        rest = median(whole - part - windows for part, windows, whole in turns)
     return {
         "valid_tokens": tokens,
         "replaced_layers": layers,
         "attention_share": share,
+        "windows_share": windows_share,
         "rest_s": rest,
         "methods": {
-            name: method_row(
-                times[name], counted[name], passes[name].others[1:], operators.get(name), tokens, layers, full, rest
-            )
+            name: method_row(times[name], counted[name], others[name], operators.get(name), tokens, layers, full, rest)
             for name in encoders
         },
     }
@@ -202,7 +209,7 @@ def method_row(
         "reached": None,
     }
     if full is not None and rest is not None and operator is not None:
-        row["ceiling"] = ceiling(full, rest, layers, operator)
+        row["ceiling"] = ceiling(full, rest, row["exact_layers_s"], layers, operator)
         row["reached"] = row["times_full"] / row["ceiling"]
     return row
 
@@ -217,7 +224,10 @@ def operator_seconds(
         for name, config in configs.items()
         if config is not None
     }
-    return {name: median(values) / 1000 / len(meter.sample) for name, values in take_turns(runs, seconds).items()}
+    return {
+        name: median(values) / 1000 / len(meter.sample)
+        for name, values in take_turns(runs, seconds, LEAST_TURNS).items()
+    }
 
 
 def in_sequence(runs: list[Callable[[], Tensor]]) -> Callable[[], None]:
@@ -238,20 +248,20 @@ def operator(config: ClusterConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tenso
 
 
 def expected_seconds(row: Mapping[str, Any], method: str, tokens: float, batch: float) -> float:
-    """How long a pass would take, from a measured one: exact attention grows with N² B, everything else with N B.
+    """How long a pass would take, from a measured one: the attention of full grows with N² B, everything else with N B.
 
     Args:
         row: what `method_row` gave.
         tokens: how many times the measured tokens, N.
         batch: how many times the measured batch, B.
     """
-    exact = row["exact_layers_s"] + (row["attention_s"] if method == FULL else 0)
+    exact = row["exact_layers_s"] + row["attention_s"] if method == FULL else 0
     return (row["median_s"] - exact) * tokens * batch + exact * tokens**2 * batch
 
 
 def expected_growth(row: Mapping[str, Any], method: str, tokens: float, batch: float) -> float | None:
-    """The same for the peak memory; where anything is exact all of it is taken to grow with N² B, as a mask of N × N does."""
+    """The same for the peak memory; all of full's is taken to grow with N² B, as a mask of N × N does."""
     growth = row["peak_growth_bytes"]
     if growth is None:
         return None
-    return growth * tokens * batch * (tokens if method == FULL or row["exact_layers_s"] else 1)
+    return growth * tokens * batch * (tokens if method == FULL else 1)

@@ -163,13 +163,14 @@ def case_cells(method: str, row: Row) -> list[str]:
 
 
 def shares(cells: list[Row]) -> list[str]:
-    """Attention's share of full by length, and why something did not run."""
-    known = [
-        f"{100 * cell['attention_share']:.0f} % at {cell['tokens']:,}"
-        for cell in cells
-        if cell.get("attention_share") is not None
-    ]
-    lines = ["", f"Attention's share of the pass under `full`: {', '.join(known)}."] if known else []
+    """The shares of attention and of layers with a window in full by length, and why something did not run."""
+    lines: list[str] = []
+    for share, what in (
+        ("attention_share", "Attention's share"),
+        ("windows_share", "The share of layers with a window"),
+    ):
+        known = [f"{100 * cell[share]:.0f} % at {cell['tokens']:,}" for cell in cells if cell.get(share)]
+        lines += ["", f"{what} of the pass under `full`: {', '.join(known)}."] if known else []
     for cell in cells:
         for method, row in cell["methods"].items():
             if "not_run" in row:

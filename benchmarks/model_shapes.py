@@ -105,8 +105,8 @@ SHAPES = {
         Shape(
             "modernbert-base",
             "ModernBERT-base: 22 layers, 12 heads of 64, 768 and 1152 wide, random weights; trained on 8,192 positions, its rotary ones "
-            "have no end. 14 of the layers look at a window of 128 tokens: patching leaves them exact, and transformers runs them "
-            "with a mask of N × N under SDPA, so their time and memory stay quadratic and count as the rest, not as attention",
+            "have no end. 14 of the layers look at a window of 128 tokens: under SDPA transformers computes all N × N pairs and masks "
+            "them, a patched model only blocks of queries with the keys around them; it stays exact, and is no part of *attention* here",
             None,
             _modernbert_base,
         ),

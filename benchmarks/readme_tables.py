@@ -30,6 +30,9 @@ HEADER = (
     "peak memory",
 )
 
+README_METHODS = ("improved-clustered", "refined-clustered", "refined-clustered, C=25 K=64 M=32")
+"""Of benchmarks/operators.py; docs/speed.md has all."""
+
 FIDELITY_HEADER = (
     "task",
     "tokens",
@@ -139,18 +142,38 @@ def caption(results: list[dict[str, Any]]) -> str:
 def operators_section() -> str:
     """Times of one layer, from the file of benchmarks/operators.py."""
     results = json.loads((RESULTS / "operators-cpu.json").read_text(encoding="utf-8"))
-    methods = list(results["budgets"])
-    lines = ["| tokens | SDPA ms | " + " | ".join(f"`{method}` ms | times SDPA" for method in methods) + " |"]
-    lines.append("|---:|---:|" + "---:|---:|" * len(methods))
+    lines = ["| tokens | SDPA, ms | " + " | ".join(f"`{method}`, ms" for method in README_METHODS) + " |"]
+    lines.append("|---:|---:|" + "---:|" * len(README_METHODS))
     for tokens, row in results["tokens"].items():
-        cells = [f"{row[name]['median_ms']:,.1f} | {row[name]['times_sdpa']:.1f}" for name in methods]
+        cells = [f"{row[name]['median_ms']:,.1f} ({row[name]['times_sdpa']:.1f} ×)" for name in README_METHODS]
         lines.append(f"| {int(tokens):,} | {row['sdpa']['median_ms']:,.1f} | " + " | ".join(cells) + " |")
     shape = results["shape"]
     lines += [
         "",
         f"`{results['command']}` on {results['date']}: {results['machine']}, {results['threads']} threads, "
         f"{shape['dtype']}, torch {results['versions']['torch']}, operators {results['backend']}; one layer, "
-        f"B={shape['B']}, H={shape['H']}, D={shape['D']}, medians.",
+        f"B={shape['B']}, H={shape['H']}, D={shape['D']}, medians; in brackets times SDPA.",
+    ]
+    return "\n".join(lines)
+
+
+def accuracy_section(results: dict[str, Any] | None = None) -> str:
+    """What each method changes in each task's score, from the file of benchmarks/fidelity.py or from its content."""
+    results = results or json.loads((RESULTS / "fidelity.json").read_text(encoding="utf-8"))
+    methods = [name for name in results["tasks"][0]["methods"] if name != "full"]
+    lines = ["| task | tokens | `full` | " + " | ".join(f"`{name}`" for name in methods) + " |"]
+    lines.append("|---|---:|---:|" + "---:|" * len(methods))
+    for task in results["tasks"]:
+        score, full = next(iter(task["methods"]["full"]["scores"].items()))
+        scores = [task["methods"][name]["scores"][score] for name in methods]
+        cells = [shown_difference(one["difference_to_full"]) for one in scores]
+        name = "F1" if score == "f1" else score.replace("_", " ")
+        start = f"| {task['title']}, {name} | {task['tokens']} | {full['value']:.1f}"
+        lines.append(" | ".join([start, *cells]) + " |")
+    lines += [
+        "",
+        f"`{results['command']}` on {results['date']}: all-MiniLM-L6-v2 (6 layers, 12 heads of 32) with one adapter for each task; scores "
+        "in points of 100, then differences to full with paired 95 % bootstrap intervals.",
     ]
     return "\n".join(lines)
 
@@ -233,7 +256,7 @@ def between_marks(text: str, name: str, made: str) -> str:
 def updated(readme: str) -> str:
     """The README's text with its sections made anew; that of `make table` where README.md has the marks for it."""
     if "<!-- fidelity:begin -->" in readme:
-        readme = between_marks(readme, "fidelity", fidelity_section())
+        readme = between_marks(readme, "fidelity", accuracy_section())
     readme = between_marks(readme, "demo", section())
     return between_marks(readme, "operators", operators_section())
 

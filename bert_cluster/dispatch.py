@@ -11,6 +11,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
+from bert_cluster import windows
 from bert_cluster.attention import run_layer, runs_on_reference
 from bert_cluster.config import LayerSettings
 from bert_cluster.errors import (
@@ -67,7 +68,7 @@ def clustered_attention(
         query: (B, H, N, D), any strides.
         key: (B, H_kv, N, D).
         value: as key.
-        attention_mask: (B, N) bool from `clustered_mask`, None, or what the family or the caller made.
+        attention_mask: (B, N) bool or a mask in blocks from `clustered_mask`, None, or what the family or the caller made.
         scaling: factor of the scores.
         dropout: of the attention weights; applied by exact layers only.
 
@@ -116,12 +117,33 @@ def clustered_mask(
 ) -> Tensor | None:
     """The mask of our attention: the 2-D padding mask as it is, where padding is all there is to mask.
 
-    Anything more (windows, causality, packed sequences) becomes the mask of SDPA, as if the model were not patched.
+    A sliding window over a text that is longer than it becomes a mask in blocks (windows.py). Anything more (causality, packed sequences)
+    becomes the mask of SDPA, as if the model were not patched.
     """
     if mask_function is bidirectional_mask_function:
         return attention_mask
+    if _is_window(attention_mask, **kwargs) and windows.saves_work(kwargs["q_length"], kwargs["local_size"]):
+        return windows.blocked_mask(
+            mask_function,
+            attention_mask,
+            batch=kwargs["batch_size"],
+            tokens=kwargs["q_length"],
+            reach=kwargs["local_size"],
+            device=torch.device(kwargs.get("device", "cpu")),
+        )
     made: Tensor | None = sdpa_mask(mask_function=mask_function, attention_mask=attention_mask, **kwargs)
     return made
+
+
+def _is_window(attention_mask: Tensor | None, **kwargs: Any) -> bool:
+    """Whether a mask is of a window to both sides and of padding, nothing else: transformers allows no other to be skipped as bidirectional."""
+    tokens = kwargs["q_length"]
+    return (
+        kwargs.get("local_size") is not None
+        and kwargs.get("allow_is_bidirectional_skip", False)
+        and (tokens, 0, 0) == (kwargs["kv_length"], kwargs.get("q_offset", 0), kwargs.get("kv_offset", 0))
+        and (attention_mask is None or attention_mask.shape == (kwargs["batch_size"], tokens))
+    )
 
 
 def register() -> None:
@@ -192,7 +214,11 @@ def _exact(
     dropout: float,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA with the mask that the model would give it if it were not patched: the same bits."""
+    """SDPA with the mask that the model would give it if it were not patched: the same bits, but where a window is computed in blocks."""
+    if windows.is_blocked(mask):
+        return windows.windowed_attention(
+            module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=False
+        )
     if mask is not None and mask.dim() == 2:
         mask = sdpa_mask(
             batch_size=query.shape[0],
@@ -230,6 +256,8 @@ def _with_weights(
     )
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     if mask is not None:
+        if windows.is_blocked(mask):
+            mask = windows.whole_mask(mask, query.shape[2])
         mask = mask[:, None, None, :] if mask.dim() == 2 else mask
         valid = mask.dtype == torch.bool
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if valid else scores + mask

@@ -71,7 +71,7 @@ def patch(
 
     Everything is checked first: a model that is refused is bit for bit what it was. A patched model gets a configuration
     object of its own, so that others built from the same object stay as they are. Patching a patched model replaces its
-    settings. Layers with a sliding window and cross-attention stay exact.
+    settings. Layers with a sliding window stay exact, computed in blocks (windows.py); so does cross-attention.
 
     Args:
         model: a transformers model, or a PeftModel, SentenceTransformer or CrossEncoder around one.

@@ -9,7 +9,17 @@ import pytest
 import readme_tables
 
 
-def test_the_readme_section_has_a_row_for_each_method() -> None:
+def test_the_readme_has_a_row_for_each_task() -> None:
+    lines = readme_tables.accuracy_section(fixtures.fidelity()).splitlines()
+    assert lines[0] == "| task | tokens | `full` | `refined-clustered` |"
+    assert lines[2:4] == [
+        "| SQuAD v1.1, F1 | 384 | 64.0 | -0.10 [-0.40, +0.20] |",
+        "| SQuAD v1.1, F1 | 512 | 50.0 | +0.90 [+0.10, +2.00] |",
+    ]
+    assert len({line.count("|") for line in lines[:5]}) == 1 and lines[5] == ""
+
+
+def test_the_section_has_a_row_for_each_method() -> None:
     lines = readme_tables.fidelity_section(fixtures.fidelity()).splitlines()
     assert sum(line.startswith("| SQuAD v1.1 | 384 |") for line in lines) == 2
     assert "| SQuAD v1.1 | 384 | `full` | F1 64.0 | – | – | – | 12.3 | 600 MiB |" in lines
@@ -23,7 +33,7 @@ def test_the_readme_section_has_a_row_for_each_method() -> None:
 
 def test_the_readme_takes_the_section_where_it_has_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:
     marks = "<!-- demo:begin -->\n<!-- demo:end -->\n<!-- operators:begin -->\n<!-- operators:end -->\n"
-    monkeypatch.setattr(readme_tables, "fidelity_section", lambda: "the table")
+    monkeypatch.setattr(readme_tables, "accuracy_section", lambda: "the table")
     assert "the table" not in readme_tables.updated(marks)
     with_marks = readme_tables.updated(f"{marks}<!-- fidelity:begin -->\nold\n<!-- fidelity:end -->\n")
     assert "<!-- fidelity:begin -->\nthe table\n<!-- fidelity:end -->" in with_marks
