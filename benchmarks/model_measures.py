@@ -2,17 +2,16 @@
 
 With T the time of a pass, A the time of the attention of those layers that patching makes clustered (L of them, seen from outside: the
 functions that transformers calls for it and, once a pass, for its mask, which SDPA has as N × N booleans where anything is padded), E the same
-of layers with a sliding window, which stay exact (0 where there are none; a patched model computes them in blocks), and a the time of the
-operator alone on q, k, v of clustered layers, the mean over as many of them as fit into `SAMPLE_BYTES` (one after the other: the same data
+of layers with a sliding window, which stay exact (0 where there are none), and a the time of the operator alone on q, k, v of clustered layers, the mean over as many of them as fit into `SAMPLE_BYTES` (one after the other: the same data
 again and again would be learnt by the processor, and be faster than any layer of a model):
 
     rest     R = T_full − A_full − E_full
     share    A_full / T_full
-    ceiling  T_full / (R + E + L a)        what the method could reach if nothing but its operator stood in for attention
+    ceiling  T_full / (R + E + L a)        what the method could reach if nothing but its operator stood in for attention; E is the method's
     speed-up T_full / T
     reached  speed-up / ceiling = (R + E + L a) / T
 
-All of one case in one process, medians of turns.
+All of one case in one process, medians of turns. What patching makes of the windows (windows.py) is in the speed-up and in the ceiling.
 """
 
 import time
@@ -249,6 +248,8 @@ def operator(config: ClusterConfig, q: Tensor, k: Tensor, v: Tensor, mask: Tenso
 
 def expected_seconds(row: Mapping[str, Any], method: str, tokens: float, batch: float) -> float:
     """How long a pass would take, from a measured one: the attention of full grows with N² B, everything else with N B.
+
+    From a text too short for blocks the windows of a patched model are taken for a third quicker than they are.
 
     Args:
         row: what `method_row` gave.

@@ -18,8 +18,10 @@ FULL = "full"
 METHODS = {
     FULL: None,
     "improved-clustered": ClusterConfig(method="improved-clustered"),
-    "refined-clustered": ClusterConfig(clusters=25, topk=64, key_clusters=32, band=4, rounds=3, sample=256),
-    "refined-clustered, auto": ClusterConfig(),
+    "refined-clustered": ClusterConfig(),
+    "refined-clustered, C=25 K=64 M=32": ClusterConfig(
+        clusters=25, topk=64, key_clusters=32, band=4, rounds=3, sample=256
+    ),
 }
 """Name -> settings; None leaves the model as it is, with PyTorch's SDPA."""
 

@@ -22,7 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 AGAIN = "full again"
-PATCHED = ("improved-clustered", "refined-clustered, auto")
+PATCHED = ("improved-clustered", "refined-clustered")
 LENGTHS = (16, 32, 48, 64, 96, 128)
 TURNS = 51
 CROSSOVER_LENGTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024)

@@ -117,8 +117,8 @@ def clustered_mask(
 ) -> Tensor | None:
     """The mask of our attention: the 2-D padding mask as it is, where padding is all there is to mask.
 
-    A sliding window over a text that is longer than it becomes a mask in blocks (windows.py). Anything more (causality, packed sequences)
-    becomes the mask of SDPA, as if the model were not patched.
+    A sliding window becomes a mask in blocks (windows.py), where the text is long enough. Anything more (causality, packed sequences) becomes
+    the mask of SDPA, as if the model were not patched.
     """
     if mask_function is bidirectional_mask_function:
         return attention_mask
@@ -136,7 +136,11 @@ def clustered_mask(
 
 
 def _is_window(attention_mask: Tensor | None, **kwargs: Any) -> bool:
-    """Whether a mask is of a window to both sides and of padding, nothing else: transformers allows no other to be skipped as bidirectional."""
+    """Whether a mask is of a window to both sides and of padding, nothing else: no pair more than `local_size` apart is seen.
+
+    So it is where `create_bidirectional_sliding_window_mask` allows the mask to be skipped; with a function that the caller adds it does not.
+    Others allow it with `bidirectional_mask_function` only, which is no question here.
+    """
     tokens = kwargs["q_length"]
     return (
         kwargs.get("local_size") is not None
@@ -216,9 +220,9 @@ def _exact(
 ) -> tuple[Tensor, None]:
     """SDPA with the mask that the model would give it if it were not patched: the same bits, but where a window is computed in blocks."""
     if windows.is_blocked(mask):
-        return windows.windowed_attention(
-            module, query, key, value, mask, dropout=dropout, scaling=scaling, is_causal=False
-        )
+        if all(kwargs.get(name) is None for name in SCORE_KEYWORDS):
+            return windows.windowed_attention(module, query, key, value, mask, dropout=dropout, scaling=scaling)
+        mask = windows.whole_mask(mask, query.shape[2])
     if mask is not None and mask.dim() == 2:
         mask = sdpa_mask(
             batch_size=query.shape[0],

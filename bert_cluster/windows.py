@@ -2,7 +2,8 @@
 
 Layers with a window, such as two of three in a ModernBERT, stay exact. SDPA knows no windows: transformers gives it a mask of all N × N pairs,
 and it computes them all. Here every block of Q queries has a product of its own with the Q + 2 R keys around it, where a query sees at most
-R places to each side, and the mask is of those pairs only: N (Q + 2 R) numbers instead of N².
+R places to each side, and the mask is of those pairs only: N (Q + 2 R) numbers instead of N². Keys and values are copied for every block that
+reads them, 3 times where R is at least 32.
 """
 
 from collections.abc import Callable
@@ -22,8 +23,12 @@ def queries_per_block(reach: int) -> int:
 
 
 def saves_work(tokens: int, reach: int) -> bool:
-    """Whether a text has more keys than a block would be given."""
-    return tokens > queries_per_block(reach) + 2 * reach
+    """Whether blocks have fewer pairs of a query and a key than N².
+
+    Not in an exported program, which must serve every length: the number of blocks cannot be a symbol that may be 1.
+    """
+    size = queries_per_block(reach)
+    return not torch.compiler.is_exporting() and -(-tokens // size) * size * (size + 2 * reach) < tokens * tokens
 
 
 def blocked_mask(
@@ -42,7 +47,7 @@ def blocked_mask(
 
     Returns:
         (B, blocks, 1, Q, Q + 2 R) bool, true where a query sees a key. Key j of block i stands at place i Q - R + j; places outside of the
-        text are not seen, and queries behind its end see what the last one sees, as a softmax of nothing would be no number.
+        text are not seen, and queries behind its end, whose outputs are cut off, see what the last one sees.
     """
     size = queries_per_block(reach)
     blocks = -(-tokens // size)
@@ -55,7 +60,7 @@ def blocked_mask(
     seen: Tensor = mask_function(rows, torch.zeros_like(rows), queries, keys) & inside
     if padding is not None:
         seen = seen & padding.to(device=device, dtype=torch.bool)[rows, keys]
-    return seen.expand(batch, -1, -1, -1, -1)
+    return seen.expand(batch, -1, -1, -1, -1).contiguous()
 
 
 def is_blocked(mask: Tensor | None) -> TypeGuard[Tensor]:
@@ -77,7 +82,7 @@ def windowed_attention(
         named: scaling and dropout, as `sdpa_attention_forward` takes them.
 
     Returns:
-        (B, N, H, D), and no weights.
+        (B, N, H, D), contiguous, and no weights.
     """
     batch, _, tokens, _ = query.shape
     blocks, size, seen = mask.shape[1], mask.shape[3], mask.shape[4]
@@ -90,7 +95,8 @@ def windowed_attention(
 
     queries = pad(query, (0, 0, 0, missing)).unflatten(2, (blocks, size)).transpose(1, 2).flatten(0, 1)
     out, _ = sdpa_attention_forward(module, queries, around(key), around(value), mask.flatten(0, 1), **named)
-    return out.unflatten(0, (batch, blocks)).flatten(1, 2)[:, :tokens], None
+    # A copy at every length: whether a slice is contiguous would be asked of the length, and each answer has a compiled graph of its own.
+    return out.unflatten(0, (batch, blocks)).flatten(1, 2).narrow_copy(1, 0, tokens), None
 
 
 def whole_mask(mask: Tensor, tokens: int) -> Tensor:

@@ -107,9 +107,9 @@ def test_a_shape_with_all_methods(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("tiny")
 def test_layers_with_a_window_are_not_attention_that_is_replaced(tmp_path: Path) -> None:
-    cell = run(tmp_path / "m.json", "--shapes", "modernbert-base", "--tokens", "67", "--batches", "3")["cells"][
-        "modernbert-base/67/3/half"
-    ]
+    results = run(tmp_path / "m.json", "--shapes", "modernbert-base", "--tokens", "67", "--batches", "3")
+    assert "The share of layers with a window of the pass under `full`: " in model_page.section(results)
+    cell = results["cells"]["modernbert-base/67/3/half"]
     assert cell["replaced_layers"] == 2 and 0 < cell["windows_share"] < 1 - cell["attention_share"]
     assert all(row["exact_layers_s"] > 0 and row["attention_s"] > 0 for row in cell["methods"].values())
 
@@ -168,6 +168,11 @@ def test_what_would_take_too_long_or_not_fit_is_known_before() -> None:
     assert model.why_not(case, refined, cells, 41, 5 * 2**30) is None
     assert model.why_not(case, full, cells, 101, 15 * 2**30) == "a pass would need up to 16 GiB, and 15 GiB are free"
     assert model.why_not(model.Case("bert-base", 256, 1, "none"), full, cells, 0.1, 0) is None
+    windowed = {"median_s": 10.0, "attention_s": 2.0, "exact_layers_s": 3.0, "peak_growth_bytes": 5}
+    assert model_measures.expected_seconds(windowed, full, 2, 3) == 5 * 2 * 3 + 5 * 4 * 3
+    assert model_measures.expected_seconds(windowed, refined, 2, 3) == 10 * 2 * 3
+    assert model_measures.expected_growth(windowed, full, 2, 3) == 5 * 4 * 3
+    assert model_measures.expected_growth(windowed, refined, 2, 3) == 5 * 2 * 3
     assert model.why_not(model.Case("bert-base", 4096, 1, "half"), full, cells, 0.1, 0) is None
 
 
@@ -279,6 +284,7 @@ def test_the_page_says_what_the_file_says(tmp_path: Path) -> None:
     row |= {"median_s": 1.5, "least_s": 1.25, "most_s": 2.0, "tokens_per_s": 2730.7, "peak_growth_bytes": 2**21}
     row |= {"times_full": 2.0, "ceiling": 2.5, "reached": 0.8}
     lines = model_page.section(results).splitlines()
+    assert not any("layers with a window" in line for line in lines)
     assert "| 67 | `full` | not run | – | – | – | – | – |" in lines
     assert "| 67 | `refined-clustered` | 1.5 [1.25, 2] | 2,731 | 2.00 | 2.50 | 80.0 % | 2 |" in lines
     assert "Not run at 67, `full`: it is too long." in lines

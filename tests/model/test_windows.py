@@ -7,6 +7,8 @@ import pytest
 import torch
 from tiny_models import WORDS, hidden, loss_of, on_valid, tiny_model
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim
 from transformers.masking_utils import (
     and_masks,
     bidirectional_mask_function,
@@ -77,7 +79,7 @@ def test_a_mask_in_blocks_shows_the_same_pairs(reach: int, tokens: int, kind: st
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, **named: Any) -> Tensor:
     module = nn.Module()
     module.num_key_value_groups = q.shape[1] // k.shape[1]
-    return windows.windowed_attention(module, q, k, v, mask, is_causal=False, **named)[0].transpose(1, 2)
+    return windows.windowed_attention(module, q, k, v, mask, **named)[0].transpose(1, 2)
 
 
 def oracle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float) -> Tensor:
@@ -155,7 +157,7 @@ def test_no_mask_of_all_pairs_is_made() -> None:
     assert numbers == [512 * (32 + 2 * REACH), 1024 * (32 + 2 * REACH)]
 
 
-@pytest.mark.parametrize(("tokens", "axes"), [(40, 4), (41, 5)])
+@pytest.mark.parametrize(("tokens", "axes"), [(50, 4), (51, 5)])
 def test_short_texts_keep_the_mask_and_the_bits_of_sdpa(tokens: int, axes: int) -> None:
     words = torch.randint(4, WORDS, (2, tokens), generator=torch.Generator().manual_seed(4))
     inputs = {"input_ids": words, "attention_mask": (torch.arange(tokens) < torch.tensor([[tokens], [9]])).long()}
@@ -190,13 +192,95 @@ def test_training_with_a_window() -> None:
         assert (one.grad - other.grad).norm() <= 1e-4 * other.grad.norm() + 1e-7
 
 
+class LastHidden(nn.Module):
+    """A model as a function of two tensors, as export wants it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
+        return self.model(input_ids=words, attention_mask=mask).last_hidden_state
+
+
+def words_of(rows: int, tokens: int) -> dict[str, Tensor]:
+    words = torch.randint(4, WORDS, (rows, tokens), generator=torch.Generator().manual_seed(tokens))
+    valid = torch.arange(tokens) < torch.tensor([tokens] + (rows - 1) * [tokens - tokens // 3])[:, None]
+    return {"input_ids": words, "attention_mask": valid.long()}
+
+
 def test_one_compiled_graph_for_every_long_text() -> None:
     model = bert_cluster.patch(tiny_model("modernbert", max_position_embeddings=256), topk=256, clusters=3)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
-    for tokens in (61, 131, 250):
-        words = torch.randint(4, WORDS, (2, tokens), generator=torch.Generator().manual_seed(tokens))
-        inputs = {"input_ids": words, "attention_mask": (torch.arange(tokens) < torch.tensor([[tokens], [37]])).long()}
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
+    counts = []
+    for tokens in (61, 128, 131, 250):
+        inputs = words_of(2, tokens)
         assert close(on_valid(hidden(compiled, inputs), inputs), on_valid(hidden(model, inputs), inputs))
+        counts.append(counter.frame_count)
+    assert len(set(counts)) == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_one_exported_program_for_every_text(strict: bool) -> None:
+    """Long and short ones: an exported program has SDPA's mask at every length."""
+    model = bert_cluster.patch(tiny_model("modernbert", max_position_embeddings=256), topk=256, clusters=3)
+    rows, tokens = Dim("rows", min=1, max=64), Dim("tokens", min=2, max=256)
+    shapes = {name: {0: rows, 1: tokens} for name in ("words", "mask")}
+    program = torch.export.export(
+        LastHidden(model), tuple(words_of(3, 67).values()), dynamic_shapes=shapes, strict=strict
+    )
+    for count, length in ((3, 67), (1, 14), (2, 50), (4, 128), (2, 251)):
+        inputs = words_of(count, length)
+        out = program.module()(*inputs.values())
+        assert close(on_valid(out, inputs), on_valid(hidden(model, inputs), inputs))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    inputs, model = long_batch(), tiny_model("modernbert", max_position_embeddings=TOKENS)
+    expected = on_valid(hidden(model, inputs), inputs)
+    exact = on_valid(hidden(copy.deepcopy(model).to(dtype), inputs), inputs).float()
+    found = on_valid(hidden(bert_cluster.patch(model.to(dtype), topk=TOKENS), inputs), inputs).float()
+    assert (found - expected).norm() <= 1.5 * (exact - expected).norm()
+
+
+def test_autocast() -> None:
+    """Rotary positions leave queries and keys in float32, values are bfloat16."""
+    inputs, model = long_batch(), tiny_model("modernbert", max_position_embeddings=TOKENS)
+    expected = on_valid(hidden(model, inputs), inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        exact = on_valid(hidden(model, inputs), inputs)
+        found = on_valid(hidden(bert_cluster.patch(model, topk=TOKENS), inputs), inputs)
+    assert (found - expected).norm() <= 1.5 * (exact - expected).norm()
+
+
+def test_dropout_and_checkpoints_in_training() -> None:
+    model = tiny_model("modernbert", max_position_embeddings=TOKENS, global_attn_every_n_layers=2)
+    bert_cluster.patch(model, topk=TOKENS)
+    inputs, module = long_batch(), model.layers[1].attn
+    expected = torch.autograd.grad(loss_of(model, inputs), module.Wqkv.weight)[0]
+    model.activation_checkpointing_enable()
+    found = torch.autograd.grad(loss_of(model.train(), inputs), module.Wqkv.weight)[0]
+    assert torch.equal(found, expected)
+    x, mask = torch.randn(2, 4, TOKENS, 8), blocked(None, TOKENS, REACH)
+    kept = dispatch.clustered_attention(module, x, x, x, mask, scaling=0.5)[0]
+    torch.manual_seed(0)
+    dropped = [dispatch.clustered_attention(module, x, x, x, mask, scaling=0.5, dropout=0.5)[0] for _ in range(200)]
+    assert not torch.equal(dropped[0], kept)
+    assert (torch.stack(dropped).mean(0) - kept).norm() <= 0.2 * kept.norm()
+
+
+def test_biased_scores_are_of_all_pairs() -> None:
+    module = bert_cluster.patch(tiny_model("modernbert"), topk=8).layers[1].attn
+    x, bias, valid = torch.randn(2, 4, TOKENS, 8), torch.randn(1, 4, TOKENS, TOKENS), padding("right")
+    assert valid is not None
+    mask = blocked(valid, TOKENS, REACH)
+    out = dispatch.clustered_attention(module, x, x, x, mask, scaling=0.5, position_bias=bias)[0]
+    scores = (0.5 * x @ x.transpose(2, 3) + bias).masked_fill(~windows.whole_mask(mask, TOKENS), float("-inf"))
+    expected = (torch.softmax(scores, -1).nan_to_num(0.0) @ x).transpose(1, 2)
+    assert torch.allclose(out[valid.bool()], expected[valid.bool()], atol=1e-5)
 
 
 def our_mask(**named: Any) -> Tensor | None:
