@@ -50,12 +50,16 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "nomic_bert": {"head_dim": 8},
     "jina_embeddings_v3": {},
     "modernbert": {"global_attn_every_n_layers": 3, "local_attention": 8, "num_hidden_layers": 4},
+    "ultrabert": {"sliding_window": 4, "num_hidden_layers": 4},
     "eurobert": {"num_key_value_heads": 2, "head_dim": 8},
     "gte": {},
     "layoutlm": {},
     "markuplm": {"xpath_unit_hidden_size": 2, "max_depth": 2},
 }
-WINDOWED = {"modernbert": (1, 2)}  # family -> its layers with a sliding window, which stay exact
+WINDOWED = {
+    "modernbert": (1, 2),
+    "ultrabert": (0, 1, 3),
+}  # family -> its layers with a sliding window, which stay exact
 _SPECIAL = {"bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
 
 
