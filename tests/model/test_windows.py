@@ -104,6 +104,21 @@ def test_attention_in_blocks_is_exact(reach: int, dtype: torch.dtype, bound: flo
     assert (out.double() - expected)[seen].abs().max() <= bound * expected.abs().max()
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("kind", ["none", "right", "left", "holes"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
+def test_attention_in_blocks_on_a_gpu(dtype: torch.dtype, bound: float, kind: str) -> None:
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(2, 6, TOKENS, 64, generator=generator).to("cuda", dtype) for _ in range(3))
+    mask = padding(kind)
+    out = attend(q, k, v, blocked(mask, TOKENS, 37).to("cuda"), scaling=0.125)
+    pairs = whole(mask, TOKENS, 37).to("cuda")
+    expected = oracle(q, k, v, pairs, 0.125)
+    seen = pairs.any(-1).expand(2, 6, TOKENS)
+    assert (out.double() - expected)[seen].abs().max() <= bound * expected.abs().max()
+
+
 @pytest.mark.parametrize("kind", ["none", "right", "islands"])
 def test_gradients_in_blocks(kind: str) -> None:
     generator = torch.Generator().manual_seed(3)
