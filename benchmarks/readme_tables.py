@@ -1,4 +1,4 @@
-"""The tables in README.md, made from the files that `make demo`, `make table` and benchmarks/operators.py wrote.
+"""The tables in README.md, made from the files that `make demo`, `make table`, benchmarks/operators.py and benchmarks/model.py wrote.
 
     python benchmarks/readme_tables.py --take output/demo   # keep the demo's results and plot here, and write the table
     python benchmarks/readme_tables.py                      # write the tables again from what is kept
@@ -157,6 +157,29 @@ def operators_section() -> str:
     return "\n".join(lines)
 
 
+def models_section(results: dict[str, Any] | None = None) -> str:
+    """Times of whole encoders, one text without padding, from the file of benchmarks/model.py or from its content."""
+    results = results or json.loads((RESULTS / "model-cpu.json").read_text(encoding="utf-8"))
+    methods = README_METHODS[:2]
+    lines = ["| encoder | tokens | `full`, s | " + " | ".join(f"`{method}`, s" for method in methods) + " |"]
+    lines.append("|---|---:|---:|" + "---:|" * len(methods))
+    cells = [cell for cell in results["cells"].values() if cell["kind"] == "case"]
+    for cell in sorted(cells, key=lambda cell: (cell["shape"], cell["tokens"])):
+        rows = [cell["methods"][name] for name in ("full", *methods)]
+        if (cell["batch"], cell["padding"]) != (1, "none") or any("not_run" in row for row in rows):
+            continue
+        shown = [f"{row['median_s']:.3g} ({row['times_full']:.1f} ×)" for row in rows[1:]]
+        start = f"| {cell['shape']} | {cell['tokens']:,} | {rows[0]['median_s']:.3g}"
+        lines.append(" | ".join([start, *shown]) + " |")
+    settings, dates = results["settings"], sorted({run["date"] for run in results["runs"]})
+    lines += [
+        "",
+        f"`python benchmarks/model.py` on {' and '.join(dates)}: {settings['machine']}, {settings['threads']} threads, {settings['dtype']}, "
+        f"torch {settings['versions']['torch']}, operators {settings['operators']}; one text, medians; in brackets times full.",
+    ]
+    return "\n".join(lines)
+
+
 def accuracy_section(results: dict[str, Any] | None = None) -> str:
     """What each method changes in each task's score, from the file of benchmarks/fidelity.py or from its content."""
     results = results or json.loads((RESULTS / "fidelity.json").read_text(encoding="utf-8"))
@@ -258,6 +281,7 @@ def updated(readme: str) -> str:
     if "<!-- fidelity:begin -->" in readme:
         readme = between_marks(readme, "fidelity", accuracy_section())
     readme = between_marks(readme, "demo", section())
+    readme = between_marks(readme, "models", models_section())
     return between_marks(readme, "operators", operators_section())
 
 

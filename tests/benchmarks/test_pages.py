@@ -1,6 +1,7 @@
 """The pages and the README's section are made from results files: what stands in them, and when an expectation holds."""
 
 from pathlib import Path
+from typing import Any
 
 import budgets_page
 import fidelity_page
@@ -32,12 +33,29 @@ def test_the_section_has_a_row_for_each_method() -> None:
 
 
 def test_the_readme_takes_the_section_where_it_has_the_marks(monkeypatch: pytest.MonkeyPatch) -> None:
-    marks = "<!-- demo:begin -->\n<!-- demo:end -->\n<!-- operators:begin -->\n<!-- operators:end -->\n"
+    marks = "".join(f"<!-- {name}:begin -->\n<!-- {name}:end -->\n" for name in ("demo", "operators", "models"))
     monkeypatch.setattr(readme_tables, "accuracy_section", lambda: "the table")
     assert "the table" not in readme_tables.updated(marks)
     with_marks = readme_tables.updated(f"{marks}<!-- fidelity:begin -->\nold\n<!-- fidelity:end -->\n")
     assert "<!-- fidelity:begin -->\nthe table\n<!-- fidelity:end -->" in with_marks
     assert "old" not in with_marks
+
+
+def test_the_readme_has_one_text_of_every_encoder() -> None:
+    def cell(shape: str, tokens: int, batch: int = 1, **more: Any) -> dict[str, Any]:
+        rows = {"full": {"median_s": 9.0, "times_full": 1.0}} | {
+            name: {"median_s": 4.5, "times_full": 2.0} for name in ("improved-clustered", "refined-clustered")
+        }
+        names = {"kind": "case", "shape": shape, "tokens": tokens, "batch": batch, "padding": "none"}
+        return names | {"methods": rows | more}
+
+    cells = [cell("b", 2048), cell("b", 512), cell("a", 512), cell("a", 512, 8), cell("a", 9, full={"not_run": "so"})]
+    settings = {"machine": "M", "threads": 2, "dtype": "float32", "operators": "cpu", "versions": {"torch": "2"}}
+    runs = [{"date": "2026-01-03", "command": "x"}, {"date": "2026-01-02", "command": "y"}]
+    content = {"cells": dict(enumerate([*cells, {"kind": "short"}])), "settings": settings, "runs": runs}
+    lines = readme_tables.models_section(content).splitlines()
+    assert lines[2:5] == [f"| {name} | 9 | 4.5 (2.0 ×) | 4.5 (2.0 ×) |" for name in ("a | 512", "b | 512", "b | 2,048")]
+    assert lines[5] == "" and "2026-01-02 and 2026-01-03: M, 2 threads" in lines[6]
 
 
 def test_a_missing_mark_is_refused() -> None:
