@@ -218,7 +218,10 @@ def _exact(
     dropout: float,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """SDPA with the mask that the model would give it if it were not patched: the same bits, but where a window is computed in blocks."""
+    """SDPA with the mask that the model would give it if it were not patched: the same bits, but where a window is computed in blocks.
+
+    Padding is the same for all queries: its mask has one row for them, (B, 1, 1, N), where transformers makes N.
+    """
     if windows.is_blocked(mask):
         if all(kwargs.get(name) is None for name in SCORE_KEYWORDS):
             return windows.windowed_attention(module, query, key, value, mask, dropout=dropout, scaling=scaling)
@@ -226,7 +229,7 @@ def _exact(
     if mask is not None and mask.dim() == 2:
         mask = sdpa_mask(
             batch_size=query.shape[0],
-            q_length=query.shape[2],
+            q_length=1,
             kv_length=key.shape[2],
             mask_function=bidirectional_mask_function,
             attention_mask=mask.to(torch.bool),

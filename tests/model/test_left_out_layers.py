@@ -1,9 +1,12 @@
 """Layers of a patched model that stay exact keep the bits that they had: SDPA with the mask that it always got."""
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_models import batch, hidden, tiny_bert, tiny_model
 from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import bert_cluster
 from bert_cluster import dispatch
@@ -27,6 +30,39 @@ def test_a_disabled_layer_keeps_its_bits(padded: bool) -> None:
     before = outputs_of(tiny_bert(), name, inputs)
     model = bert_cluster.patch(tiny_bert(), clusters=2, topk=1, layers={0: {"method": "full"}})
     assert torch.equal(outputs_of(model, name, inputs), before)
+
+
+def test_no_mask_of_all_pairs_is_made_for_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[int, ...]] = []
+
+    def watched(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, **named: Any) -> tuple[Tensor, None]:
+        given.append(tuple(mask.shape))
+        return sdpa_attention_forward(module, q, k, v, mask, **named)
+
+    monkeypatch.setattr(dispatch, "sdpa_attention_forward", watched)
+    hidden(bert_cluster.patch(tiny_bert(), topk=1, layers={0: {"method": "full"}}), batch())
+    assert given == [(3, 1, 1, 14)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_disabled_layer_keeps_its_gradient(dtype: torch.dtype) -> None:
+    name, inputs, gradients = "encoder.layer.0.attention.self", batch(tokens=53), []
+    states = torch.randn(3, 53, 32, dtype=dtype)
+    for model in (tiny_bert().to(dtype), bert_cluster.patch(tiny_bert().to(dtype), layers={0: {"method": "full"}})):
+        masks: list[Any] = []
+        hook = model.get_submodule(name).register_forward_pre_hook(
+            lambda module, args, kwargs, masks=masks: masks.append(
+                kwargs.get("attention_mask", (*args, None, None)[1])
+            ),
+            with_kwargs=True,
+        )
+        hidden(model, inputs)
+        hook.remove()
+        assert masks[0] is not None
+        given = states.clone().requires_grad_()
+        out = model.get_submodule(name)(given, attention_mask=masks[0])[0]
+        gradients.append(torch.autograd.grad(out.square().sum(), given)[0])
+    assert torch.equal(*gradients)
 
 
 @pytest.mark.parametrize("window", [4, 64])
