@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from cuda_ops.reference_parts import accumulation_dtype
 from cuda_ops.steps import Step
@@ -28,6 +29,12 @@ def _tensor(name: str, x: object, rank: int, axes: str) -> None:
         )
     if x.dim() != rank:
         raise ValueError(f"{name} must have {rank} axes {axes}, got shape {tuple(x.shape)}. Reshape it.")
+    # PyTorch calls an operator without a rule for tangents on the values, and the derivative is 0 without a word.
+    if not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None:
+        raise NotImplementedError(
+            f"{name} must not carry a tangent, got one of forward-mode differentiation, for which there is no rule. "
+            "Use reverse mode, for example torch.autograd.grad, or torch's scaled_dot_product_attention."
+        )
 
 
 def _device(name: str, x: Tensor, first: str, like: Tensor) -> None:
@@ -225,6 +232,7 @@ def cells(name: str, x: Tensor, expected: tuple[int, ...], axes: str, first: str
 
 def same_as(name: str, x: Tensor, first: str, like: Tensor) -> None:
     """x has the shape, the type and the device of `like`."""
+    _tensor(name, x, like.dim(), f"(B, H, N, D) of {first}")
     _shape(name, x, like.shape, f"(B, H, N, D) of {first}")
     _device(name, x, first, like)
     if x.dtype != like.dtype:

@@ -22,7 +22,7 @@ def full_attention(
 
     The compiled operator gives a sequence the same bits whatever its padding, batch and number of threads, which
     ``torch.nn.functional.scaled_dot_product_attention`` does not; where bits do not matter, that one is faster.
-    Differentiable in q, k and v; a second derivative raises NotImplementedError.
+    Differentiable in q, k and v; a second derivative and forward mode raise NotImplementedError.
 
     Args:
         q: (B, H, N, D), float32, float64, bfloat16 or float16, any strides.
@@ -60,8 +60,8 @@ def clustered(
 
     out_i = sum_j softmax_j(qbar_c . k_j) v_j, with c the cluster of i and qbar_c = scale / |c| * sum_{i in c} q_i. The
     clusters come from `hash_vectors` and `cluster_codes`. Equal to the composition of the stages, bit for bit. The
-    gradient flows through the means; clusters are constants; a second derivative raises NotImplementedError. Linear in
-    N.
+    gradient flows through the means; clusters are constants; a second derivative and forward mode raise
+    NotImplementedError. Linear in N.
 
     Args:
         q: (B, H, N, D), float32, float64, bfloat16 or float16, any strides.
@@ -107,7 +107,7 @@ def improved_clustered(
     out_i = m_c sum_{j in T_c} softmax_{T_c}(scale q_i . k_j) v_j + sum_{j not in T_c} A_cj v_j.
     Exact attention for K >= N. Equal to the composition of the stages, bit for bit. The gradient flows through the
     means, the products and m_c (which idiap/fast-transformers holds constant); clusters and top keys are constants; a
-    second derivative raises NotImplementedError. Linear in N.
+    second derivative and forward mode raise NotImplementedError. Linear in N.
 
     Args:
         q: (B, H, N, D), float32, float64, bfloat16 or float16, any strides.
@@ -168,7 +168,7 @@ def refined_clustered(
 
     Exact attention for K >= N, for C >= N with distinct queries, and for M >= N with distinct keys. Equal to the
     composition of the stages. The gradient flows through means, masses, spreads and products; clusters and top keys are
-    constants; a second derivative raises NotImplementedError. Linear in N.
+    constants; a second derivative and forward mode raise NotImplementedError. Linear in N.
 
     Args:
         q: (B, H, N, D), float32, float64, bfloat16 or float16, any strides.
