@@ -224,9 +224,14 @@ class ClusterConfig:
         """Read what `save` wrote.
 
         Raises:
-            FileNotFoundError, json.JSONDecodeError, ConfigError.
+            FileNotFoundError: there is none.
+            ConfigError: it is no JSON, or its settings cannot be read.
         """
-        return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        try:
+            data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not JSON: {error}. Give a file that ClusterConfig.save wrote.") from error
+        return cls.from_dict(data)
 
 
 def _all_budgets() -> set[str]:

@@ -66,8 +66,6 @@ def read_cluster_config(path: str | Path) -> ClusterConfig:
         raise OptionError(f"--cluster_config: there is no file {path}.") from error
     except OSError as error:
         raise OptionError(f"--cluster_config {path} cannot be read: {error.strerror}. Give a file.") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise OptionError(f"--cluster_config {path} is not JSON: {error}.") from error
     except (BertClusterError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise OptionError(f"--cluster_config {path}: {error}") from error
 

@@ -1,7 +1,6 @@
 """`bert-cluster push`: a saved model to the Hub."""
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,8 +90,8 @@ def push_saved(options: argparse.Namespace) -> None:
 def _settings(path: str) -> ClusterConfig:
     try:
         return ClusterConfig.load(path)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"--config {path} cannot be read as JSON: {error}.") from error
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error}.") from error
 
 
 @contextmanager

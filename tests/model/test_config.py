@@ -227,6 +227,18 @@ def test_command_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "a bert without settings of clustered attention" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("content", [b"{", b"", b"\xff\xfe\x00"])
+def test_a_settings_file_that_is_no_json(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    file.write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=r"settings\.json is not JSON: .*\. Give a file that ClusterConfig\.save wrote"
+    ):
+        ClusterConfig.load(file)
+    with pytest.raises(ConfigError, match="is not JSON"):
+        bert_cluster.from_pretrained("any/model", file)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
