@@ -40,6 +40,8 @@ def plain_cells(results: Mapping[str, Any], shape: str) -> list[Mapping[str, Any
 
 def draw_shape(axis: Any, cells: list[Mapping[str, Any]]) -> None:
     """A line for each method, and one for its ceiling: the rest of the pass and the operators alone."""
+    from matplotlib.ticker import LogFormatter
+
     for method, colour in COLOURS.items():
         rows = [(cell["tokens"], cell["methods"][method]) for cell in cells]
         known = [(tokens, row["median_s"]) for tokens, row in rows if "not_run" not in row]
@@ -55,4 +57,7 @@ def draw_shape(axis: Any, cells: list[Mapping[str, Any]]) -> None:
     lengths = [cell["tokens"] for cell in cells]
     axis.set_xticks(lengths, [f"{tokens:,}" for tokens in lengths], fontsize=8)
     axis.set_xticks([], minor=True)
+    axis.yaxis.set_major_formatter(LogFormatter())
+    axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
+    axis.tick_params(axis="y", which="both", labelsize=8)
     axis.grid(alpha=0.3)
