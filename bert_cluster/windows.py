@@ -25,7 +25,8 @@ def queries_per_block(reach: int) -> int:
 def saves_work(tokens: int, reach: int) -> bool:
     """Whether blocks have fewer pairs of a query and a key than N².
 
-    Not in an exported program, which must serve every length: the number of blocks cannot be a symbol that may be 1.
+    Not in an exported program, which must serve every length: the number of blocks cannot be a symbol that may be 1. (While it compiles, an
+    old torch says that it exports: there the mask is SDPA's as well.)
     """
     size = queries_per_block(reach)
     return not torch.compiler.is_exporting() and -(-tokens // size) * size * (size + 2 * reach) < tokens * tokens

@@ -29,12 +29,19 @@ def _tensor(name: str, x: object, rank: int, axes: str) -> None:
         )
     if x.dim() != rank:
         raise ValueError(f"{name} must have {rank} axes {axes}, got shape {tuple(x.shape)}. Reshape it.")
-    # PyTorch calls an operator without a rule for tangents on the values, and the derivative is 0 without a word.
-    if not torch.compiler.is_compiling() and unpack_dual(x).tangent is not None:
-        raise NotImplementedError(
-            f"{name} must not carry a tangent, got one of forward-mode differentiation, for which there is no rule. "
-            "Use reverse mode, for example torch.autograd.grad, or torch's scaled_dot_product_attention."
-        )
+
+
+def no_tangent(**tensors: Tensor) -> None:
+    """No tangent of forward mode: PyTorch runs an operator without a rule for it on the values, and the derivative is 0 without a word."""
+    if torch.compiler.is_compiling():
+        return
+    for name, x in tensors.items():
+        if unpack_dual(x).tangent is not None:
+            raise NotImplementedError(
+                f"{name} must not carry a tangent, got one of forward-mode differentiation, for which there is no rule. "
+                "Use reverse mode, for example torch.autograd.grad, or torch's scaled_dot_product_attention under "
+                "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)."
+            )
 
 
 def _device(name: str, x: Tensor, first: str, like: Tensor) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cuda_ops import operator_checks
+from cuda_ops import checks, operator_checks
 from cuda_ops._library import warn_if_reference
 from cuda_ops.stages import scale_or_default
 
@@ -41,6 +41,7 @@ def full_attention(
     """
     scale = scale_or_default(scale, q)
     operator_checks.full_attention(q, k, v, mask, scale)
+    checks.no_tangent(q=q, k=k, v=v)
     warn_if_reference(q.device.type, q.dtype)
     return _operators.full_attention(q, k, v, mask, scale)
 
@@ -85,6 +86,7 @@ def clustered(
     """
     scale = scale_or_default(scale, q)
     operator_checks.clustered(q, k, v, mask, planes, clusters, iterations, scale, exact_below)
+    checks.no_tangent(q=q, k=k, v=v)
     warn_if_reference(q.device.type, q.dtype)
     return _operators.clustered(q, k, v, mask, planes, clusters, iterations, scale, exact_below)
 
@@ -133,6 +135,7 @@ def improved_clustered(
     """
     scale = scale_or_default(scale, q)
     operator_checks.improved_clustered(q, k, v, mask, planes, clusters, topk, iterations, scale, exact_below)
+    checks.no_tangent(q=q, k=k, v=v)
     warn_if_reference(q.device.type, q.dtype)
     return _operators.improved_clustered(q, k, v, mask, planes, clusters, topk, iterations, scale, exact_below)
 
@@ -201,5 +204,6 @@ def refined_clustered(
     scale = scale_or_default(scale, q)
     budgets = (clusters, topk, key_clusters, band, rounds, sample)
     operator_checks.refined_clustered(q, k, v, mask, *budgets, scale, exact_below, longer)
+    checks.no_tangent(q=q, k=k, v=v)
     warn_if_reference(q.device.type, q.dtype)
     return _operators.refined_clustered(q, k, v, mask, *budgets, scale, exact_below, longer)

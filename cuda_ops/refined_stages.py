@@ -7,7 +7,7 @@ queries and of the keys, `group_mean`, `centroid_scores`, `top_keys`, `tail`, `r
 import torch
 from torch import Tensor
 
-from cuda_ops import operator_checks
+from cuda_ops import checks, operator_checks
 from cuda_ops._library import warn_if_reference
 from cuda_ops.stages import scale_or_default
 
@@ -63,6 +63,7 @@ def tail(
         keys and values (B, H, C, M, D), 0 for an empty cell. All in the accumulation type.
     """
     operator_checks.tail(scores, k, v, key_clusters, top_keys, key_clusters_count)
+    checks.no_tangent(scores=scores, k=k, v=v)
     warn_if_reference(k.device.type, k.dtype)
     return _operators.tail(scores, k, v, key_clusters, top_keys, key_clusters_count)
 
@@ -115,5 +116,9 @@ def refined_attention(
         *(query_clusters, key_clusters, top_keys),
     )
     operator_checks.refined_attention(*arguments, band, scale)
+    checks.no_tangent(q=q, k=k, v=v, centroids=centroids, scores=scores)
+    checks.no_tangent(
+        tail_log_mass=tail_log_mass, tail_spread=tail_spread, tail_keys=tail_keys, tail_values=tail_values
+    )
     warn_if_reference(q.device.type, q.dtype)
     return _operators.refined_attention(*arguments, band, scale)

@@ -10,7 +10,7 @@ ValueError for wrong shapes, devices or ranges.
 import torch
 from torch import Tensor
 
-from cuda_ops import operator_checks
+from cuda_ops import checks, operator_checks
 from cuda_ops._library import warn_if_reference
 
 _operators = torch.ops.cuda_ops
@@ -75,6 +75,7 @@ def group_mean(x: Tensor, assignment: Tensor, clusters: int, scale: float = 1.0)
         (B, H, C, D) in the accumulation type; 0 for clusters without members.
     """
     operator_checks.group_mean(x, assignment, clusters, scale)
+    checks.no_tangent(x=x)
     warn_if_reference(x.device.type, x.dtype)
     return _operators.group_mean(x, assignment, clusters, scale)
 
@@ -92,6 +93,7 @@ def centroid_scores(centroids: Tensor, k: Tensor, mask: Tensor | None = None) ->
         (B, H, C, N) in the accumulation type, -inf on padding.
     """
     operator_checks.centroid_scores(centroids, k, mask)
+    checks.no_tangent(centroids=centroids, k=k)
     warn_if_reference(k.device.type, k.dtype)
     return _operators.centroid_scores(centroids, k, mask)
 
@@ -136,6 +138,7 @@ def centroid_attention(
         type; 0, 0 and -inf in a row without valid tokens.
     """
     operator_checks.centroid_attention(scores, v, mask, top_keys)
+    checks.no_tangent(scores=scores, v=v)
     warn_if_reference(v.device.type, v.dtype)
     return _operators.centroid_attention(scores, v, mask, top_keys)
 
@@ -163,6 +166,7 @@ def exact_attention(
     """
     scale = scale_or_default(scale, q)
     operator_checks.exact_attention(q, k, v, assignment, top_keys, top_mass, scale)
+    checks.no_tangent(q=q, k=k, v=v, top_mass=top_mass)
     warn_if_reference(q.device.type, q.dtype)
     return _operators.exact_attention(q, k, v, assignment, top_keys, top_mass, scale)
 
@@ -178,6 +182,7 @@ def group_scatter(values: Tensor, assignment: Tensor) -> Tensor:
         (B, H, N, D) of the values' type; 0 for tokens of no cluster.
     """
     operator_checks.group_scatter(values, assignment)
+    checks.no_tangent(values=values)
     warn_if_reference(values.device.type, values.dtype)
     return _operators.group_scatter(values, assignment)
 

@@ -42,14 +42,21 @@ def test_the_readme_takes_the_section_where_it_has_the_marks(monkeypatch: pytest
 
 
 def test_the_readme_has_one_text_of_every_encoder() -> None:
-    def cell(shape: str, tokens: int, batch: int = 1, **more: Any) -> dict[str, Any]:
+    def cell(shape: str, tokens: int, batch: int = 1, padding: str = "none", **more: Any) -> dict[str, Any]:
         rows = {"full": {"median_s": 9.0, "times_full": 1.0}} | {
             name: {"median_s": 4.5, "times_full": 2.0} for name in ("improved-clustered", "refined-clustered")
         }
-        names = {"kind": "case", "shape": shape, "tokens": tokens, "batch": batch, "padding": "none"}
+        names = {"kind": "case", "shape": shape, "tokens": tokens, "batch": batch, "padding": padding}
         return names | {"methods": rows | more}
 
-    cells = [cell("b", 2048), cell("b", 512), cell("a", 512), cell("a", 512, 8), cell("a", 9, full={"not_run": "so"})]
+    cells = [
+        cell("b", 2048),
+        cell("b", 512),
+        cell("a", 512),
+        cell("a", 512, 8),
+        cell("a", 512, padding="half"),
+        cell("a", 9, full={"not_run": "so"}),
+    ]
     settings = {"machine": "M", "threads": 2, "dtype": "float32", "operators": "cpu", "versions": {"torch": "2"}}
     runs = [{"date": "2026-01-03", "command": "x"}, {"date": "2026-01-02", "command": "y"}]
     content = {"cells": dict(enumerate([*cells, {"kind": "short"}])), "settings": settings, "runs": runs}

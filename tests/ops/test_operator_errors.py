@@ -38,21 +38,22 @@ def test_error(operator: str, changed: dict[str, Any], error: type[Exception], t
         getattr(cuda_ops, operator)(**GOOD[operator] | changed)
 
 
-@pytest.mark.parametrize("operator", GOOD)
+DECISIONS = {"hash_vectors", "cluster_codes", "cluster_rows", "top_keys"}  # their derivative is 0
+
+
+@pytest.mark.parametrize("operator", sorted(GOOD.keys() - DECISIONS))
 def test_forward_mode_is_refused(operator: str) -> None:
     """PyTorch itself would give 0."""
-    given = GOOD[operator]
-    names = [name for name, x in given.items() if isinstance(x, Tensor) and x.is_floating_point()]
-    assert names or operator == "cluster_codes"
+    call, given = getattr(cuda_ops, operator), GOOD[operator]
+    names = [name for name, x in given.items() if isinstance(x, Tensor) and x.is_floating_point() and name != "planes"]
+    assert names
     for name in names:
         text = f"{name} must not carry a tangent, got one of forward-mode differentiation"
         with pytest.raises(NotImplementedError, match=text), torch.autograd.forward_ad.dual_level():
             dual = torch.autograd.forward_ad.make_dual(given[name], torch.ones_like(given[name]))
-            getattr(cuda_ops, operator)(**given | {name: dual})
+            call(**given | {name: dual})
         with pytest.raises(NotImplementedError, match=text):
-            torch.func.jvp(
-                lambda x, name=name: getattr(cuda_ops, operator)(**given | {name: x}), (given[name],), (given[name],)
-            )
+            torch.func.jvp(lambda x, name=name: call(**given | {name: x}), (given[name],), (given[name],))
 
 
 @pytest.mark.parametrize(
