@@ -11,9 +11,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <functional>
-#include <memory>
-#include <random>
 #include <vector>
 
 #include <sys/mman.h>
@@ -126,7 +123,7 @@ struct Block {
 };
 
 // Used again by later launches, and never destroyed; blocks that follow each other have one each in turn.
-inline std::vector<std::unique_ptr<Block>>& blocks = *new std::vector<std::unique_ptr<Block>>;
+inline std::vector<Block*>& blocks = *new std::vector<Block*>;
 // The block whose threads go on, and what is often asked of it.
 inline Block* now = nullptr;
 inline Fiber* fibers = nullptr;
@@ -137,8 +134,26 @@ inline Thread scheduler;
 inline int current = 0, count = 0;
 inline int64_t block_count = 0, blocks_at_once = 8;
 inline Order order = Order::forward;
-inline std::mt19937 random_numbers{1};
-inline const std::function<void()>* body = nullptr;
+// Marsaglia's xorshift: <random> takes longer to compile than most kernels, as <functional> and <memory> do.
+struct RandomNumbers {
+  using result_type = uint32_t;
+  uint32_t state = 1;
+  static constexpr uint32_t min() { return 1; }
+  static constexpr uint32_t max() { return UINT32_MAX; }
+  void seed(uint32_t value) { state = value * 2654435761u | 1u; }
+  uint32_t operator()() {
+    state ^= state << 13;
+    state ^= state >> 17;
+    return state ^= state << 5;
+  }
+};
+inline RandomNumbers random_numbers;
+// What each thread runs: `run` gets `kernel`.
+struct Body {
+  void (*run)(const void* kernel) = nullptr;
+  const void* kernel = nullptr;
+};
+inline Body body;
 
 // The array of a CUDA_OPS_SHARED: one for each name, place in the source and block, with a guard of 64 bytes behind it.
 inline void* shared(const char* name, const char* file, int line, size_t bytes) {
@@ -290,7 +305,7 @@ inline void run_fiber() {
   sanitizers::begin(scheduler.place);
   sanitizers::acquire(&launched);
   sanitizers::acquire(&meetings->end);
-  (*body)();
+  body.run(body.kernel);
   if (!fibers[size_t(current)].copies.empty()) fail("a thread left before its copies had come");
   fibers[size_t(current)].state = State::done;
   sanitizers::release(&meetings->end);
@@ -431,7 +446,7 @@ inline void run_one_after_another() {
 inline void run_together() {
   std::vector<Block*> next;
   for (int64_t number = 0; number < block_count; ++number) {
-    next.push_back(blocks[size_t(number)].get());
+    next.push_back(blocks[size_t(number)]);
     begin_block(*next.back(), number);
   }
   if (order == Order::backward || order == Order::warps_backward) std::reverse(next.begin(), next.end());
@@ -452,24 +467,29 @@ inline void run_together() {
   }
 }
 
-inline void launch(int64_t count_of_blocks, int threads, const std::function<void()>& kernel, bool together = false) {
+inline void launch_body(int64_t count_of_blocks, int threads, Body each, bool together) {
   if (threads > 1024 || threads < 1 || threads % LANES) fail("a block has 1 to 32 whole warps");
   if (count_of_blocks < 1 || count_of_blocks > INT32_MAX) fail("a launch has 1 to 2^31 - 1 blocks");
   if (together && count_of_blocks > blocks_at_once) fail("more blocks are launched together than run at once");
   sanitizers::release(&launched);
   {
     const sanitizers::Unseen unseen;
-    while (blocks.size() < size_t(sanitizers::SETS) || (together && int64_t(blocks.size()) < count_of_blocks)) blocks.push_back(std::make_unique<Block>());
+    while (blocks.size() < size_t(sanitizers::SETS) || (together && int64_t(blocks.size()) < count_of_blocks)) blocks.push_back(new Block);
     count = threads;
-    body = &kernel;
+    body = each;
     block_count = count_of_blocks;
     if (together)
       run_together();
     else
       run_one_after_another();
-    body = nullptr;
+    body = {};
   }
-  for (const auto& one : blocks) sanitizers::acquire(&one->meetings.end);
+  for (Block* one : blocks) sanitizers::acquire(&one->meetings.end);
+}
+
+template <class Kernel>
+inline void launch(int64_t count_of_blocks, int threads, const Kernel& kernel, bool together = false) {
+  launch_body(count_of_blocks, threads, {[](const void* each) { (*static_cast<const Kernel*>(each))(); }, &kernel}, together);
 }
 
 }  // namespace host_cuda

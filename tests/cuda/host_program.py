@@ -54,7 +54,7 @@ def flags(kind: str) -> list[str]:
     """The plain program can run nvcc's code as well, where it is linked with it."""
     kept = [flag for flag in FLAGS if flag not in ("-O2", "-g1", "-Werror", "-fPIC")]
     if kind == "plain":
-        kept = [flag.replace("host_cuda.h", "ptx_launch.h") for flag in kept]
+        kept = [*(flag.replace("host_cuda.h", "ptx_launch.h") for flag in kept), f"-I{HERE}"]
     return [*kept, OPTIMIZED[kind], *SANITIZERS[kind], "-x", "c++"]
 
 

@@ -6,7 +6,9 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
@@ -27,6 +29,9 @@
 #include "tail.h"
 #include "top_keys.h"
 #include "valid_tokens.h"
+#ifdef CUDA_OPS_PTX_TABLE
+#include CUDA_OPS_PTX_TABLE
+#endif
 
 using namespace cuda_ops;
 

@@ -1,5 +1,6 @@
 // Runs a translated kernel by its name, on 32 threads, and prints the 64 words that it wrote where its only parameter points.
 #include "device.h"
+#include "ptx_table.h"
 
 int main(int, char** arguments) {
   host_cuda::order = host_cuda::Order::shuffled;
