@@ -2,8 +2,9 @@
 
 With T the time of a pass, A the time of the attention of those layers that patching makes clustered (L of them, seen from outside: the
 functions that transformers calls for it and, once a pass, for its mask, which SDPA has as N × N booleans where anything is padded), E the same
-of layers with a sliding window, which stay exact (0 where there are none), and a the time of the operator alone on q, k, v of clustered layers, the mean over as many of them as fit into `SAMPLE_BYTES` (one after the other: the same data
-again and again would be learnt by the processor, and be faster than any layer of a model):
+of layers with a sliding window, which stay exact (0 where there are none), and a the time of the operator alone on q, k, v of clustered
+layers, the mean over as many of them as fit into `SAMPLE_BYTES` (one after the other: the same data again and again would be learnt by the
+processor, and be faster than any layer of a model):
 
     rest     R = T_full − A_full − E_full
     share    A_full / T_full

@@ -33,18 +33,6 @@ HEADER = (
 README_METHODS = ("improved-clustered", "refined-clustered", "refined-clustered, C=25 K=64 M=32")
 """Of benchmarks/operators.py; docs/speed.md has all."""
 
-FIDELITY_HEADER = (
-    "task",
-    "tokens",
-    "attention",
-    "score",
-    "difference to full [95 %]",
-    "same predictions as full",
-    "hidden-state error",
-    "seconds",
-    "peak memory",
-)
-
 
 def take(folder: Path, note: str) -> None:
     """Keep the demo's result files and plot: the files as they are, but for paths of the machine, with date and command."""
@@ -105,7 +93,7 @@ def rows(results: dict[str, Any]) -> list[list[str]]:
             [
                 task["title"],
                 f"`{name}`",
-                f"{score.upper() if score == 'f1' else score} {scale * method['scores'][score]:.1f}",
+                f"{score_name(score)} {scale * method['scores'][score]:.1f}",
                 difference,
                 agreement,
                 f"{method['seconds']:.1f}",
@@ -190,8 +178,7 @@ def accuracy_section(results: dict[str, Any] | None = None) -> str:
         score, full = next(iter(task["methods"]["full"]["scores"].items()))
         scores = [task["methods"][name]["scores"][score] for name in methods]
         cells = [shown_difference(one["difference_to_full"]) for one in scores]
-        name = "F1" if score == "f1" else score.replace("_", " ")
-        start = f"| {task['title']}, {name} | {task['tokens']} | {full['value']:.1f}"
+        start = f"| {task['title']}, {score_name(score).replace('_', ' ')} | {task['tokens']} | {full['value']:.1f}"
         lines.append(" | ".join([start, *cells]) + " |")
     lines += [
         "",
@@ -201,45 +188,9 @@ def accuracy_section(results: dict[str, Any] | None = None) -> str:
     return "\n".join(lines)
 
 
-def fidelity_section(results: dict[str, Any] | None = None) -> str:
-    """Every adapter with every method, from the file of benchmarks/fidelity.py or from its content."""
-    results = results or json.loads((RESULTS / "fidelity.json").read_text(encoding="utf-8"))
-    lines = ["| " + " | ".join(FIDELITY_HEADER) + " |", "|---|---:|---|" + "---:|" * (len(FIDELITY_HEADER) - 3)]
-    for task in results["tasks"]:
-        for name, method in task["methods"].items():
-            lines.append("| " + " | ".join([task["title"], str(task["tokens"]), *fidelity_cells(name, method)]) + " |")
-    data = "; ".join(
-        f"{one['title']} at {one['tokens']}: {one['data']} ({one['examples']:,}), {one['mean_tokens']:.0f} tokens on average"
-        for one in results["tasks"]
-    )
-    texts = max((one["texts"] for one in hidden_state_errors(results)), default=0)
-    sentences = [
-        f"`{results['command']}` on {results['date']}: {results['machine']}, {results['threads']} threads, "
-        f"{results['tasks'][0]['dtype']}, torch {results['versions']['torch']}, operators {results['operators']}, "
-        f"batches of {results['batch_size']}.",
-        f"{data}.",
-        "The model is all-MiniLM-L6-v2 (6 layers, 12 heads of 32) with one adapter for each task; scores in points of 100, "
-        "STS-B's answers as the mean absolute difference to those of full.",
-        f"Brackets are paired bootstrap intervals; the error of the last hidden state is relative to full, the mean of {texts} "
-        "texts; seconds are forward passes only.",
-    ]
-    sentences += [f"Not measured, for want of an adapter: {one['task']}." for one in results["missing"]]
-    return "\n".join([*lines, "", " ".join(sentences)])
-
-
-def fidelity_cells(name: str, method: dict[str, Any]) -> list[str]:
-    """The cells of one method, without those of its task: its first primary score."""
-    score, values = next(iter(method["scores"].items()))
-    agreement, error, memory = method["agreement_with_full"], method["hidden_state_error"], method["peak_memory_bytes"]
-    return [
-        f"`{name}`",
-        f"{score.upper() if score == 'f1' else score} {values['value']:.1f}",
-        shown_difference(values["difference_to_full"]),
-        shown_agreement(agreement),
-        "–" if error is None else f"{error['mean']:.2g}",
-        f"{method['seconds']:.1f}",
-        "–" if memory is None else f"{memory / 2**20:,.0f} MiB",
-    ]
+def score_name(score: str) -> str:
+    """A score as the tables name it."""
+    return "F1" if score == "f1" else score
 
 
 def shown_difference(difference: dict[str, float] | None) -> str:
@@ -249,21 +200,6 @@ def shown_difference(difference: dict[str, float] | None) -> str:
     # adding 0.0 turns a rounded -0.0 into 0.0
     value, low, high = (round(difference[key], 2) + 0.0 for key in ("value", "low", "high"))
     return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def shown_agreement(agreement: dict[str, Any] | None) -> str:
-    """A share in percent, or for a regression the mean absolute difference, marked as such."""
-    if agreement is None:
-        return "–"
-    if agreement["kind"] == "same predictions":
-        return f"{100 * agreement['value']:.1f} %"
-    return f"±{agreement['value']:.3f}"
-
-
-def hidden_state_errors(results: dict[str, Any]) -> list[dict[str, float]]:
-    """The errors of all methods of all tasks."""
-    methods = [method for task in results["tasks"] for method in task["methods"].values()]
-    return [method["hidden_state_error"] for method in methods if method["hidden_state_error"]]
 
 
 def between_marks(text: str, name: str, made: str) -> str:

@@ -116,9 +116,12 @@ def refined_attention(
         *(query_clusters, key_clusters, top_keys),
     )
     operator_checks.refined_attention(*arguments, band, scale)
-    checks.no_tangent(q=q, k=k, v=v, centroids=centroids, scores=scores)
-    checks.no_tangent(
-        tail_log_mass=tail_log_mass, tail_spread=tail_spread, tail_keys=tail_keys, tail_values=tail_values
-    )
+    tail = {
+        "tail_log_mass": tail_log_mass,
+        "tail_spread": tail_spread,
+        "tail_keys": tail_keys,
+        "tail_values": tail_values,
+    }
+    checks.no_tangent(q=q, k=k, v=v, centroids=centroids, scores=scores, **tail)
     warn_if_reference(q.device.type, q.dtype)
     return _operators.refined_attention(*arguments, band, scale)

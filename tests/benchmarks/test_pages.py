@@ -21,7 +21,7 @@ def test_the_readme_has_a_row_for_each_task() -> None:
 
 
 def test_the_section_has_a_row_for_each_method() -> None:
-    lines = readme_tables.fidelity_section(fixtures.fidelity()).splitlines()
+    lines = fidelity_page.table(fixtures.fidelity()).splitlines()
     assert sum(line.startswith("| SQuAD v1.1 | 384 |") for line in lines) == 2
     assert "| SQuAD v1.1 | 384 | `full` | F1 64.0 | – | – | – | 12.3 | 600 MiB |" in lines
     refined = (
@@ -86,7 +86,7 @@ def test_a_regression_has_no_share_of_same_predictions() -> None:
     refined = task["methods"]["refined-clustered"]
     refined["agreement_with_full"] = {"kind": "mean absolute difference", "value": 0.004}
     assert len(fidelity_page.expectations(task)) == 1
-    assert readme_tables.fidelity_cells("refined-clustered", refined)[3] == "±0.004"
+    assert fidelity_page.method_cells("refined-clustered", refined)[3] == "±0.004"
 
 
 def test_the_fidelity_page_names_what_is_missing() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import batch, hidden, loss_of, on_valid, tiny_bert, tiny_model
-from torch import Tensor, nn
+from tiny_models import LastHidden, batch, close, hidden, loss_of, on_valid, tiny_bert, tiny_model
+from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import bert_cluster
@@ -14,10 +14,6 @@ BUDGETS: dict[str, Any] = {"method": "refined-clustered", "clusters": 3, "topk":
 SHAPES = ((3, 14), (2, 9), (5, 21), (2, 33))
 # The other operators of a compiled model may round otherwise, and a cluster decision may flip on that: so K >= N here.
 ALL_KEYS: dict[str, Any] = {"clusters": 3, "topk": 64}
-
-
-def close(left: Tensor, right: Tensor) -> bool:
-    return bool((left - right).abs().max() <= 2e-5 * right.abs().max())
 
 
 def operators(graph: torch.fx.GraphModule) -> list[str]:
@@ -105,17 +101,6 @@ def test_patching_and_unpatching_a_compiled_model() -> None:
     assert torch.equal(hidden(compiled, inputs), hidden(model, inputs))
     bert_cluster.unpatch(compiled)
     assert torch.equal(hidden(compiled, inputs), exact)
-
-
-class LastHidden(nn.Module):
-    """A model as a function of two tensors, as export wants it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
-        return self.model(input_ids=words, attention_mask=mask).last_hidden_state
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import batch, hidden, tiny_bert, tiny_model
+from tiny_models import batch, hidden, mask_of, tiny_bert, tiny_model
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -49,18 +49,10 @@ def test_a_disabled_layer_keeps_its_gradient(dtype: torch.dtype) -> None:
     name, inputs, gradients = "encoder.layer.0.attention.self", batch(tokens=53), []
     states = torch.randn(3, 53, 32, dtype=dtype)
     for model in (tiny_bert().to(dtype), bert_cluster.patch(tiny_bert().to(dtype), layers={0: {"method": "full"}})):
-        masks: list[Any] = []
-        hook = model.get_submodule(name).register_forward_pre_hook(
-            lambda module, args, kwargs, masks=masks: masks.append(
-                kwargs.get("attention_mask", (*args, None, None)[1])
-            ),
-            with_kwargs=True,
-        )
-        hidden(model, inputs)
-        hook.remove()
-        assert masks[0] is not None
+        mask = mask_of(model, name, inputs)
+        assert mask is not None
         given = states.clone().requires_grad_()
-        out = model.get_submodule(name)(given, attention_mask=masks[0])[0]
+        out = model.get_submodule(name)(given, attention_mask=mask)[0]
         gradients.append(torch.autograd.grad(out.square().sum(), given)[0])
     assert torch.equal(*gradients)
 
@@ -79,16 +71,11 @@ def test_a_window_keeps_its_bits(window: int) -> None:
     position = exact.rotary_emb(states, torch.arange(14)[None], "sliding_attention")
     expected, given = [], []
     for model, caught in ((exact, expected), (patched, given)):
-        masks: list[Tensor | None] = []
-        hook = model.layers[1].attn.register_forward_pre_hook(
-            lambda module, args, kwargs, masks=masks: masks.append(kwargs["attention_mask"]), with_kwargs=True
-        )
-        hidden(model, inputs)
-        hook.remove()
+        mask = mask_of(model, "layers.1.attn", inputs)
         with torch.no_grad():
-            caught.append(model.layers[1].attn(states, position_embeddings=position, attention_mask=masks[0])[0])
+            caught.append(model.layers[1].attn(states, position_embeddings=position, attention_mask=mask)[0])
     assert exact.layers[1].attn.sliding_window is not None
-    assert (masks[0] is None) == (window > 14)
+    assert (mask is None) == (window > 14)
     assert torch.equal(given[0], expected[0])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_models import SIZES, batch, everything, hidden, on_valid, same_tensors, tiny_bert, tiny_model
+from tiny_models import SIZES, batch, close, everything, hidden, on_valid, same_tensors, tiny_bert, tiny_model
 from torch import Tensor
 from transformers import AutoModel, BertConfig, BertLMHeadModel, BertModel
 from transformers.masking_utils import create_bidirectional_mask
@@ -19,17 +19,12 @@ from bert_cluster import AttentionWeightsError, ClusterConfig, NotPatchedError, 
 from bert_cluster.errors import ConfigError, ExactAttentionWarning
 
 SMALL = {"method": "improved-clustered", "clusters": 2, "topk": 1}
-TOLERANCE = 2e-5  # exact attention in another order of summation, relative to the largest value
 
 
 def calls(model: torch.nn.Module) -> list[tuple[int, int]]:
     """Per layer: calls that ran clustered (on whichever backend), and exact ones."""
     layers = bert_cluster.info(model).layers
     return [(each.calls["clustered"] + each.calls["reference"], each.calls["exact"]) for each in layers]
-
-
-def close(left: Tensor, right: Tensor) -> bool:
-    return bool((left - right).abs().max() <= TOLERANCE * right.abs().max())
 
 
 def left_padded() -> dict[str, Tensor]:

@@ -6,7 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import WINDOWED, WORDS, hidden, installed, loss_of, on_valid, tiny_model
+from tiny_models import (
+    WINDOWED,
+    WORDS,
+    LastHidden,
+    batch,
+    close,
+    hidden,
+    installed,
+    loss_of,
+    mask_of,
+    on_valid,
+    tiny_model,
+)
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.export import Dim
@@ -24,10 +36,6 @@ from bert_cluster import dispatch, windows
 
 REACH = 4  # of the tiny ModernBERT
 TOKENS = 131  # five blocks of 32 queries, the last one with three
-
-
-def close(left: Tensor, right: Tensor) -> bool:
-    return bool((left - right).abs().max() <= 2e-5 * right.abs().max())
 
 
 def padding(kind: str, tokens: int = TOKENS) -> Tensor | None:
@@ -130,9 +138,8 @@ def test_gradients_in_blocks(kind: str) -> None:
         weights = weights * mask[:, None, :, None]
     found = torch.autograd.grad((attend(*leaves, blocked(mask, TOKENS, 5), scaling=0.6) * weights).sum(), leaves)
     pairs = whole(mask, TOKENS, 5)
-    pairs = pairs | ~pairs.any(
-        -1, keepdim=True
-    )  # the oracle's gradient is no number where nothing is seen; its weight is 0
+    # The oracle's gradient is no number where nothing is seen; its weight is 0.
+    pairs = pairs | ~pairs.any(-1, keepdim=True)
     expected = torch.autograd.grad((oracle(*leaves, pairs, 0.6) * weights).sum(), leaves)
     for one, other in zip(found, expected, strict=True):
         assert one.isfinite().all() and torch.allclose(one, other, rtol=0, atol=1e-13)
@@ -153,23 +160,12 @@ def test_a_model_of_long_texts_is_what_it_was(family: str, kind: str) -> None:
     assert torch.equal(hidden(model, inputs), hidden(exact, inputs))
 
 
-def masks_of(model: nn.Module, inputs: dict[str, Tensor]) -> list[Tensor | None]:
-    """What the layer with a window is given."""
-    caught: list[Tensor | None] = []
-    hook = model.layers[1].attn.register_forward_pre_hook(
-        lambda module, args, kwargs: caught.append(kwargs["attention_mask"]), with_kwargs=True
-    )
-    hidden(model, inputs)
-    hook.remove()
-    return caught
-
-
 def test_no_mask_of_all_pairs_is_made() -> None:
     model = bert_cluster.patch(tiny_model("modernbert", max_position_embeddings=1024), topk=8, clusters=3)
     numbers = []
     for tokens in (512, 1024):
         words = torch.randint(4, WORDS, (1, tokens))
-        [mask] = masks_of(model, {"input_ids": words, "attention_mask": torch.ones_like(words)})
+        mask = mask_of(model, "layers.1.attn", {"input_ids": words, "attention_mask": torch.ones_like(words)})
         assert mask is not None
         numbers.append(mask.numel())
     assert numbers == [512 * (32 + 2 * REACH), 1024 * (32 + 2 * REACH)]
@@ -180,8 +176,8 @@ def test_short_texts_keep_the_mask_and_the_bits_of_sdpa(tokens: int, axes: int) 
     words = torch.randint(4, WORDS, (2, tokens), generator=torch.Generator().manual_seed(4))
     inputs = {"input_ids": words, "attention_mask": (torch.arange(tokens) < torch.tensor([[tokens], [9]])).long()}
     model = tiny_model("modernbert", global_attn_every_n_layers=2)
-    [expected] = masks_of(model, inputs)
-    [found] = masks_of(bert_cluster.patch(model, topk=8), inputs)
+    expected = mask_of(model, "layers.1.attn", inputs)
+    found = mask_of(bert_cluster.patch(model, topk=8), "layers.1.attn", inputs)
     assert expected is not None and found is not None and found.dim() == axes
     assert torch.equal(found if axes == 4 else windows.whole_mask(found, tokens), expected)
 
@@ -210,23 +206,6 @@ def test_training_with_a_window() -> None:
         assert (one.grad - other.grad).norm() <= 1e-4 * other.grad.norm() + 1e-7
 
 
-class LastHidden(nn.Module):
-    """A model as a function of two tensors, as export wants it."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
-        return self.model(input_ids=words, attention_mask=mask).last_hidden_state
-
-
-def words_of(rows: int, tokens: int) -> dict[str, Tensor]:
-    words = torch.randint(4, WORDS, (rows, tokens), generator=torch.Generator().manual_seed(tokens))
-    valid = torch.arange(tokens) < torch.tensor([tokens] + (rows - 1) * [tokens - tokens // 3])[:, None]
-    return {"input_ids": words, "attention_mask": valid.long()}
-
-
 def test_one_compiled_graph_for_every_long_text() -> None:
     model = bert_cluster.patch(tiny_model("modernbert", max_position_embeddings=256), topk=256, clusters=3)
     counter = CompileCounterWithBackend("aot_eager")
@@ -234,7 +213,7 @@ def test_one_compiled_graph_for_every_long_text() -> None:
     compiled = torch.compile(model, backend=counter, fullgraph=True, dynamic=True)
     counts = []
     for tokens in (61, 128, 131, 250):
-        inputs = words_of(2, tokens)
+        inputs = batch(2, tokens)
         assert close(on_valid(hidden(compiled, inputs), inputs), on_valid(hidden(model, inputs), inputs))
         counts.append(counter.frame_count)
     assert len(set(counts)) == 1
@@ -246,11 +225,9 @@ def test_one_exported_program_for_every_text(strict: bool) -> None:
     model = bert_cluster.patch(tiny_model("modernbert", max_position_embeddings=256), topk=256, clusters=3)
     rows, tokens = Dim("rows", min=1, max=64), Dim("tokens", min=2, max=256)
     shapes = {name: {0: rows, 1: tokens} for name in ("words", "mask")}
-    program = torch.export.export(
-        LastHidden(model), tuple(words_of(3, 67).values()), dynamic_shapes=shapes, strict=strict
-    )
+    program = torch.export.export(LastHidden(model), tuple(batch(3, 67).values()), dynamic_shapes=shapes, strict=strict)
     for count, length in ((3, 67), (1, 14), (2, 50), (4, 128), (2, 251)):
-        inputs = words_of(count, length)
+        inputs = batch(count, length)
         out = program.module()(*inputs.values())
         assert close(on_valid(out, inputs), on_valid(hidden(model, inputs), inputs))
 

@@ -56,10 +56,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "layoutlm": {},
     "markuplm": {"xpath_unit_hidden_size": 2, "max_depth": 2},
 }
-WINDOWED = {
-    "modernbert": (1, 2),
-    "ultrabert": (0, 1, 3),
-}  # family -> its layers with a sliding window, which stay exact
+# Family -> its layers with a sliding window, which stay exact.
+WINDOWED = {"modernbert": (1, 2), "ultrabert": (0, 1, 3)}
 _SPECIAL = {"bos_token_id": 0, "eos_token_id": 2, "cls_token_id": 0, "sep_token_id": 2}
 
 
@@ -103,6 +101,23 @@ def hidden(model: torch.nn.Module, inputs: dict[str, Tensor], **options: Any) ->
     return states
 
 
+def close(left: Tensor, right: Tensor) -> bool:
+    """Equal but for another order of summation, relative to the largest value."""
+    return bool((left - right).abs().max() <= 2e-5 * right.abs().max())
+
+
+def mask_of(model: torch.nn.Module, name: str, inputs: dict[str, Tensor]) -> Tensor | None:
+    """The mask that one attention module is given in a call of its model."""
+    caught: list[Tensor | None] = []
+    hook = model.get_submodule(name).register_forward_pre_hook(
+        lambda module, args, kwargs: caught.append(kwargs["attention_mask"]), with_kwargs=True
+    )
+    hidden(model, inputs)
+    hook.remove()
+    [mask] = caught
+    return mask
+
+
 def on_valid(states: Tensor, inputs: dict[str, Tensor]) -> Tensor:
     """The states of the tokens that are not padding."""
     return states[inputs["attention_mask"].bool()]
@@ -125,3 +140,14 @@ def same_tensors(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(
         left[name].dtype == right[name].dtype and torch.equal(left[name], right[name]) for name in left
     )
+
+
+class LastHidden(torch.nn.Module):
+    """A model as a function of two tensors, as export wants it."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, words: Tensor, mask: Tensor) -> Tensor:
+        return self.model(input_ids=words, attention_mask=mask).last_hidden_state
