@@ -399,6 +399,7 @@ ERRORS = [
         ValueError,
         "scores must have shape (B, H, C, N), with B and N of k, = (2, 4, 3, 11), got (2, 4, 3, 12).",
     ),
+    ("tail", {"v": [1.0]}, TypeError, "v must be a tensor (B, H, N, D) of k, got list. Convert it, for example with"),
     ("tail", {"v": V.double()}, TypeError, "v must be torch.float32 as k, got torch.float64."),
     (
         "refined_attention",
