@@ -22,6 +22,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "cuda-registers.json"
 WANTED = ("80", "86", "89", "90", "100", "120")
 """The default list of architectures."""
 FLAGS = ("-std=c++20", "-O3", "-fmad=false", "-Xptxas=-v", "-Xcompiler=-Wall,-Wextra")
+TOGETHER = "--threads=2"
+"""Two architectures at a time."""
 KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<architecture>\d+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -47,16 +49,15 @@ def known_architectures(nvcc: str) -> list[str]:
     return [one for one in WANTED if f"compute_{one}" in listed]
 
 
-def command(nvcc: str, architectures: Sequence[str], source: Path, target: Path, as_built: bool = False) -> list[str]:
-    """Flags of the build, but without the host's part.
+def as_built(architectures: Sequence[str]) -> list[list[str]]:
+    """Each with an intermediate code of its own."""
+    return [[one] for one in architectures]
 
-    As built, each architecture has an intermediate code of its own; else one serves those before 9.0 and another one the
-    rest, which takes half the time and other registers here and there.
-    """
-    older, newer = ([one for one in architectures if (int(one) < 90) is before] for before in (True, False))
-    groups = [[one] for one in architectures] if as_built else [group for group in (older, newer) if group]
+
+def command(nvcc: str, groups: Sequence[Sequence[str]], source: Path, target: Path, *others: str) -> list[str]:
+    """Flags of the build, but without the host's part; each group of architectures has one intermediate code, of its first."""
     codes = [f"-gencode=arch=compute_{group[0]},code=[{','.join(f'sm_{one}' for one in group)}]" for group in groups]
-    return [nvcc, *FLAGS, *codes, "--threads=2", "-fatbin", str(source), "-o", str(target)]
+    return [nvcc, *FLAGS, *codes, *others, "-fatbin", str(source), "-o", str(target)]
 
 
 def usages(output: str) -> list[Usage]:
@@ -91,17 +92,21 @@ def dotted(architecture: str) -> str:
     return f"{architecture[:-1]}.{architecture[-1]}"
 
 
-def sources_hash(source: Path) -> str:
-    """Of a file and of all that it includes from its folder, without comments: what its kernels are made from."""
-    texts: dict[str, str] = {}
-    waiting = [source.name]
+def sources(source: Path) -> dict[Path, str]:
+    """A file and all that it includes from beside it, without comments: what its kernels are made from."""
+    texts: dict[Path, str] = {}
+    waiting = [source.resolve()]
     while waiting:
-        name = waiting.pop()
-        if name not in texts:
-            text = re.sub(r"\s*//.*", "", (source.parent / name).read_text(encoding="utf-8"))
-            texts[name] = re.sub(r"\n{2,}", "\n", text)
-            waiting += re.findall(r'#include "(.+)"', text)
-    return hashlib.sha256("\0".join(texts[name] for name in sorted(texts)).encode()).hexdigest()
+        path = waiting.pop()
+        if path not in texts:
+            texts[path] = re.sub(r"\n{2,}", "\n", re.sub(r"\s*//.*", "", path.read_text(encoding="utf-8")))
+            waiting += [(path.parent / name).resolve() for name in re.findall(r'#include "(.+)"', texts[path])]
+    return texts
+
+
+def sources_hash(source: Path) -> str:
+    texts = sources(source)
+    return hashlib.sha256("\0".join(texts[path] for path in sorted(texts)).encode()).hexdigest()
 
 
 def measure(nvcc: str, before: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +115,7 @@ def measure(nvcc: str, before: Mapping[str, Any]) -> dict[str, Any]:
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     match = re.search(r"release [\d.]+, (V[\d.]+)", version)
     report: dict[str, Any] = {
-        "command": shlex.join(command("nvcc", architectures, Path("FILE.cu"), Path("FILE.fatbin"), as_built=True)),
+        "command": shlex.join(command("nvcc", as_built(architectures), Path("FILE.cu"), Path("FILE.fatbin"), TOGETHER)),
         "nvcc": match[1] if match else version.strip(),
         "architectures": [dotted(one) for one in architectures],
         "sources": {},
@@ -133,7 +138,7 @@ def measure(nvcc: str, before: Mapping[str, Any]) -> dict[str, Any]:
 def measure_file(nvcc: str, architectures: Sequence[str], source: Path) -> dict[str, dict[str, dict[str, int]]]:
     """Kernel -> architecture -> what it takes."""
     with tempfile.TemporaryDirectory() as folder:
-        compiled = command(nvcc, architectures, source, Path(folder, "kernels.fatbin"), as_built=True)
+        compiled = command(nvcc, as_built(architectures), source, Path(folder, "kernels.fatbin"), TOGETHER)
         made = subprocess.run(compiled, capture_output=True, text=True)
     if made.returncode:
         sys.exit(made.stderr)

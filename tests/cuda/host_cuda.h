@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <string_view>
 #include <vector>
 
 #include <sys/mman.h>
@@ -79,6 +80,16 @@ struct Thread {
   Context context;
   sanitizers::Place place;
 };
+
+// What a test plants: a barrier, or a wait for copies, that does nothing: HOST_CUDA_LEFT_OUT=scan.h:22.
+inline const char* const left_out = std::getenv("HOST_CUDA_LEFT_OUT");
+inline const int left_out_line = left_out ? std::atoi(std::strrchr(left_out, ':') + 1) : 0;
+inline bool is_left_out(const char* file, int line) {
+  if (line != left_out_line) return false;
+  const char* const folder_end = std::strrchr(file, '/');
+  const std::string_view name = folder_end ? folder_end + 1 : file;
+  return name == std::string_view(left_out, size_t(std::strrchr(left_out, ':') - left_out));
+}
 
 // From global to shared memory, on its way.
 struct Copy {
@@ -499,7 +510,9 @@ inline int thread() { return host_cuda::current; }
 inline int threads() { return host_cuda::count; }
 inline int64_t block() { return host_cuda::now->number; }
 inline int64_t blocks() { return host_cuda::block_count; }
-inline void barrier(int line = __builtin_LINE()) { host_cuda::barrier(line); }
+inline void barrier(int line = __builtin_LINE(), const char* file = __builtin_FILE()) {
+  if (!host_cuda::is_left_out(file, line)) host_cuda::barrier(line);
+}
 inline void meet(int32_t* arrivals, int32_t blocks, int line = __builtin_LINE()) { host_cuda::meet(arrivals, blocks, line); }
 inline uint32_t bits_of(float x) {
   uint32_t bits;
@@ -511,7 +524,9 @@ inline float float_of(uint32_t bits) {
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
-inline void warp_barrier(int line = __builtin_LINE()) { host_cuda::warp_barrier(line); }
+inline void warp_barrier(int line = __builtin_LINE(), const char* file = __builtin_FILE()) {
+  if (!host_cuda::is_left_out(file, line)) host_cuda::warp_barrier(line);
+}
 inline uint32_t ballot(bool here, int line = __builtin_LINE()) {
   const uint32_t* votes = host_cuda::exchange(here, line);
   uint32_t word = 0;
@@ -580,7 +595,9 @@ inline float power_of_two(float x) {
 }
 inline float larger_number(float x, float y) { return std::fmax(x, y); }
 inline void copy_sixteen(void* shared, const void* global, bool here = true, int line = __builtin_LINE()) { host_cuda::send(shared, global, here, line); }
-inline void wait_for_copies() { host_cuda::receive(); }
+inline void wait_for_copies(int line = __builtin_LINE(), const char* file = __builtin_FILE()) {
+  if (!host_cuda::is_left_out(file, line)) host_cuda::receive();
+}
 template <class Word>
 inline void forget(Word&) {}
 inline float logarithm(float x) { return std::log(x); }
