@@ -428,15 +428,17 @@ void run_top_keys_of_rows() {
 
 }  // namespace
 
-// Which orders, as digits; all of them if nothing is said. A file of what is expected, or nothing; a file for the values.
+// Which orders, as digits; all of them if nothing is said. A file of what is expected, or nothing; a file for the values. PLANTED_BATCH: rows of the first stages.
 int main(int count, char** arguments) {
   use_device(0);
+  const char* const batch = std::getenv("PLANTED_BATCH");
   if (count > 2 && *arguments[2]) expected.open(arguments[2]);
   if (count > 3) values.open(arguments[3], std::ios::binary);
   for (const char order : std::string(count > 1 ? arguments[1] : "01234")) {
     host_cuda::order = host_cuda::Order(order - '0');
     numbers.seed(7);
-    B = H = 2;
+    B = batch ? std::atoi(batch) : 2;
+    H = 2;
     run<float>();
     run<bfloat16>();
     B = H = 1;  // what follows differs in its rows: other heads would only take time
