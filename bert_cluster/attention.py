@@ -44,8 +44,7 @@ def attention(
             "attention() is one layer and takes settings without `layers`; use config.for_layer's values."
         )
     settings = config.for_layer(0)
-    if settings.method == FULL:  # the other methods' operators check what they take
-        operator_checks.full_attention(q, k, v, mask, q.shape[-1] ** -0.5 if scale is None else scale)
+    operator_checks.full_attention(q, k, v, mask, 1.0 if scale is None else scale)
     planes = random_planes(settings.bits, q.shape[-1], settings.seed).to(q.device) if settings.hashes else None
     return run_layer(q, k, v, mask, settings, planes, scale)
 

@@ -213,7 +213,12 @@ class ClusterConfig:
         """The same settings with the method's default written out for each budget left open: what ran can be compared."""
         budgets = METHODS[self.method]
         missing: dict[str, Any] = {name: value for name, value in budgets.items() if getattr(self, name) is None}
-        return replace(self, **missing) if missing else self
+        # Layers of another method have budgets of their own, or they would take the common ones that are written out now.
+        layers = {
+            index: {**own, **self.for_layer(index).budgets()} if own.get("method", self.method) != self.method else own
+            for index, own in self.layers.items()
+        }
+        return replace(self, layers=layers, **missing)
 
     def save(self, path: str | Path) -> None:
         """Write the settings as JSON."""

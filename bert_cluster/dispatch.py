@@ -86,7 +86,7 @@ def clustered_attention(
         )
     if kwargs.get("output_attentions"):
         layer.count("exact")
-        return _with_weights(module, query, key, value, attention_mask, scaling)
+        return _with_weights(module, query, key, value, attention_mask, scaling, dropout)
     if layer.settings.method == "full":
         layer.count("exact")
         return _exact(module, query, key, value, attention_mask, scaling, dropout, **kwargs)
@@ -249,8 +249,12 @@ def _with_weights(
     value: Tensor,
     mask: Tensor | None,
     scaling: float | None,
+    dropout: float,
 ) -> tuple[Tensor, Tensor]:
-    """Exact attention with its weights, softmax(scaling q k^T + mask), because clustered attention forms none."""
+    """Exact attention with its weights, softmax(scaling q k^T + mask), because clustered attention forms none.
+
+    In training with dropout applied, as transformers gives them.
+    """
     if getattr(module, "is_causal", False) and mask is None:
         raise AttentionWeightsError(
             f"{type(module).__name__} is causal and got no mask, so its attention weights cannot be given. "
@@ -269,6 +273,7 @@ def _with_weights(
         valid = mask.dtype == torch.bool
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if valid else scores + mask
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = torch.dropout(weights, dropout, module.training)
     return (weights @ value).transpose(1, 2).contiguous(), weights
 
 

@@ -25,6 +25,10 @@ class AttentionWeightsError(BertClusterError, ValueError):
     """Attention weights were asked for where there are none to give."""
 
 
+class DeviceError(BertClusterError, ValueError):
+    """A device that is not here."""
+
+
 class CalibrationError(BertClusterError, ValueError):
     """Texts, a target or candidates that calibration cannot work with. The model is as it was."""
 

@@ -76,7 +76,8 @@ def info(model: nn.Module) -> ModelInfo:
         if layer is None:
             continue
         settings = layer.settings
-        like = next(module.parameters(), encoder)  # quantized layers have no parameters
+        # Quantized layers have none, or whole numbers, which tell nothing of what they compute with.
+        like = next((each for each in module.parameters() if each.is_floating_point()), encoder)
         clustered = settings.method != "full"
         backend = cuda_ops.backend_for(like.device.type, like.dtype) if clustered else "sdpa"
         running = getattr(getattr(module, "config", None), "_attn_implementation", dispatch.NAME)

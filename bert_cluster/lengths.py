@@ -11,15 +11,19 @@ POSITIONS_AFTER_PADDING = (
 )
 
 
-def longest_input(config: PretrainedConfig, tokenizer: Any, requested: int) -> int:
-    """The number of tokens to cut inputs to: `requested`, or what the model's position table holds.
+LONGEST = 8192
+"""Tokens of an input where nothing sets a bound."""
+
+
+def longest_input(config: PretrainedConfig, tokenizer: Any, requested: int | None) -> int:
+    """The number of tokens to cut inputs to: `requested`, or what the model's position table holds if that is less.
 
     A tokenizer's `model_max_length` counts only where the configuration has no position table: sentence-transformers
     checkpoints put the length that they embed best there, which is far below what the model can read.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
-        return min(requested, int(tokenizer.model_max_length))
+        return min(LONGEST if requested is None else requested, int(tokenizer.model_max_length))
     if config.model_type in POSITIONS_AFTER_PADDING:
         positions -= int(config.pad_token_id or 0) + 1
-    return min(requested, positions)
+    return positions if requested is None else min(requested, positions)

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -55,12 +55,12 @@ def patch(
     config: ClusterConfig | None = None,
     *,
     method: str | None = None,
-    clusters: int | None = None,
-    topk: int | None = None,
-    key_clusters: int | None = None,
+    clusters: int | Literal["auto"] | None = None,
+    topk: int | Literal["auto"] | None = None,
+    key_clusters: int | Literal["auto"] | None = None,
     band: int | None = None,
     rounds: int | None = None,
-    sample: int | None = None,
+    sample: int | Literal["auto"] | None = None,
     bits: int | None = None,
     iterations: int | None = None,
     layers: Mapping[int, Mapping[str, Any]] | None = None,

@@ -26,7 +26,6 @@ from bert_cluster.families import attention_modules, encoder_of
 from bert_cluster.lengths import longest_input
 
 DEFAULT_TARGETS = {"hidden": 0.05, "agreement": 0.99, "kl": 0.01}
-LONGEST = 8192  # tokens of a text where neither the user nor the model sets a bound
 
 
 def calibrate(
@@ -62,7 +61,7 @@ def calibrate(
             target. "agreement": share of texts with the same decision of the head, at least target. "kl": Kullback-Leibler
             divergence of the head's outputs in nats, mean over texts, at most target.
         max_tokens: longer texts are cut; None for what the model's position table holds.
-        candidates: settings to choose from besides full, as fields of `ClusterConfig`; None for a ladder of eight.
+        candidates: settings to choose from besides full, as fields of `ClusterConfig`; None for our own, from cheap to dear.
         seed: of the split and of the bootstrap.
         output_dir: folder for cluster_config.json, calibration.json, curve.png and progress.json; the same call continues
             there after an interruption. None writes nothing.
@@ -166,7 +165,7 @@ def _token_limit(encoder: Any, tokenizer: Any, max_tokens: int | None) -> int:
         raise CalibrationError(
             f"max_tokens must be a whole number from 4, got {max_tokens!r}. Longer texts are cut to it."
         )
-    return longest_input(encoder.config, tokenizer, LONGEST if max_tokens is None else max_tokens)
+    return longest_input(encoder.config, tokenizer, max_tokens)
 
 
 def _parts(encoded: list[dict[str, list[int]]], tokenizer: Any, seed: int, session: Session) -> dict[str, Part]:

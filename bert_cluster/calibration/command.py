@@ -12,6 +12,7 @@ from bert_cluster.calibration.api import DEFAULT_TARGETS, calibrate
 from bert_cluster.calibration.files import SUFFIXES, read_texts
 from bert_cluster.calibration.metrics import METRICS, check_target
 from bert_cluster.calibration.result import CONFIG_FILE
+from bert_cluster.devices import choose_device
 from bert_cluster.errors import CalibrationError
 from bert_cluster.loading import ADAPTER_CONFIG, MERGE_FIRST, class_of
 
@@ -82,16 +83,18 @@ def load(place: str, dtype: str, device: str, *, head: bool) -> tuple[Any, Any]:
     """Model, with the head that it was saved with, and tokenizer.
 
     Raises:
+        DeviceError: no such device here.
         CalibrationError: nothing that can be loaded, a PEFT adapter, or missing weights where the head counts.
     """
     if (Path(place) / ADAPTER_CONFIG).exists():
         raise CalibrationError(f"{place} {MERGE_FIRST}")
+    chosen_device = choose_device(device)
     try:
         kind = class_of(AutoConfig.from_pretrained(place))
         chosen = "auto" if dtype == "auto" else getattr(torch, dtype)
         model, found = kind.from_pretrained(place, dtype=chosen, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(place)
-        model.to(_device(device))
+        model.to(chosen_device)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CalibrationError(f"{place} cannot be loaded: {first}") from error
@@ -101,7 +104,3 @@ def load(place: str, dtype: str, device: str, *, head: bool) -> tuple[Any, Any]:
             f"Give a model that was fine-tuned, or --metric hidden."
         )
     return model, tokenizer
-
-
-def _device(name: str) -> torch.device:
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from bert_cluster.calibration.candidates import name_of
-from bert_cluster.calibration.metrics import compare, decides_by_token, read
+from bert_cluster.calibration.metrics import chooses_among_texts, compare, decides_by_token, read
 from bert_cluster.calibration.progress import Progress
 from bert_cluster.calibration.session import Session
 from bert_cluster.calibration.texts import Part
+from bert_cluster.calibration.timing import synchronize
 from bert_cluster.config import LayerSettings
 from bert_cluster.errors import CalibrationError
 
@@ -99,11 +100,12 @@ class Laboratory:
     @torch.inference_mode()
     def _forward_seconds(self, part: str, choice: Choice) -> float:
         self.session.apply(choice)
+        encoder = self.session.encoder
+        run = encoder.base_model if chooses_among_texts(encoder) else encoder  # such a head takes several texts at once
         start = time.perf_counter()
         for batch in self.parts[part].batches:
-            self.session.encoder(**batch.inputs)
-        if self.session.encoder.device.type == "cuda":
-            torch.cuda.synchronize(self.session.encoder.device)
+            run(**batch.inputs)
+        synchronize(self.session.encoder.device)
         return time.perf_counter() - start
 
 

@@ -55,8 +55,13 @@ def read(metric: str, encoder: PreTrainedModel, inputs: dict[str, Tensor]) -> li
     if metric == "hidden":
         states: Tensor = encoder.base_model(**inputs).last_hidden_state
         return [row[own] for row, own in zip(states.float().cpu(), valid, strict=True)]
-    outputs: Any = encoder(**inputs)
     kind = type(encoder).__name__
+    if chooses_among_texts(encoder):
+        raise CalibrationError(
+            f"metric {metric!r} compares what a head makes of each text, and the head of {kind} chooses among several. "
+            f"Use metric='hidden'."
+        )
+    outputs: Any = encoder(**inputs)
     if getattr(outputs, "start_logits", None) is not None:
         both = torch.stack([outputs.start_logits, outputs.end_logits], dim=1).float().cpu()  # (B, 2, N)
         return [row[:, own].log_softmax(-1) for row, own in zip(both, valid, strict=True)]
@@ -70,10 +75,17 @@ def read(metric: str, encoder: PreTrainedModel, inputs: dict[str, Tensor]) -> li
             f"metric {metric!r} compares decisions among labels, and the head of {kind} gives one number. Use metric='hidden'."
         )
     logits = logits.float().cpu()
+    if kind == "ElectraForPreTraining":  # yes or no for each token, (B, N)
+        return [_yes_or_no(row[own]) for row, own in zip(logits, valid, strict=True)]
     if getattr(encoder.config, "problem_type", None) == "multi_label_classification":
-        return list(torch.stack([logits.sigmoid().log(), (-logits).sigmoid().log()], dim=-1))
+        return list(_yes_or_no(logits))
     logs = logits.log_softmax(-1)
     return [row[own] for row, own in zip(logs, valid, strict=True)] if logs.dim() == 3 else list(logs)
+
+
+def _yes_or_no(logits: Tensor) -> Tensor:
+    """Log probabilities (..., 2) of independent decisions."""
+    return torch.stack([logits.sigmoid().log(), (-logits).sigmoid().log()], dim=-1)
 
 
 def compare(metric: str, full: Tensor, ours: Tensor, *, by_token: bool) -> tuple[float, float]:
@@ -105,6 +117,11 @@ def compare(metric: str, full: Tensor, ours: Tensor, *, by_token: bool) -> tuple
 def decides_by_token(encoder: PreTrainedModel) -> bool:
     """Whether the head has an answer for each token, as token classification and masked language models do."""
     return type(encoder).__name__.endswith(("ForTokenClassification", "ForMaskedLM", "ForPreTraining"))
+
+
+def chooses_among_texts(encoder: PreTrainedModel) -> bool:
+    """Whether the head reads several texts, (B, choices, N), and chooses one of them."""
+    return type(encoder).__name__.endswith("ForMultipleChoice")
 
 
 def reaches(metric: str, value: float, target: float) -> bool:
@@ -153,11 +170,17 @@ def beyond_sampling(metric: str, value: float, bounds: tuple[float, float] | Non
 
 
 def _clopper_pearson(successes: int, count: int, tail: float) -> tuple[float, float]:
+    def exactly(
+        k: int, share: float
+    ) -> float:  # by logarithms: the number of ways alone is no float from some 1,000 on
+        ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
+        return math.exp(ways + k * math.log(share) + (count - k) * math.log1p(-share))
+
     def at_least(share: float) -> float:
-        return sum(math.comb(count, k) * share**k * (1 - share) ** (count - k) for k in range(successes, count + 1))
+        return sum(exactly(k, share) for k in range(successes, count + 1))
 
     def more(share: float) -> float:
-        return at_least(share) - math.comb(count, successes) * share**successes * (1 - share) ** (count - successes)
+        return sum(exactly(k, share) for k in range(successes + 1, count + 1))
 
     low = 0.0 if successes == 0 else _where(lambda share: at_least(share) >= tail)
     high = 1.0 if successes == count else _where(lambda share: more(share) >= 1 - tail)

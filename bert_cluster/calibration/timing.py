@@ -180,9 +180,14 @@ def _least_seconds(runs: Mapping[str, Callable[[], Any]], device: torch.device) 
     return {name: own[0] for name, own in sorted_.items()}, spread
 
 
+def synchronize(device: torch.device) -> None:
+    """Wait for what was launched on a device other than the CPU."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
 def _seconds(run: Callable[[], Any], device: torch.device) -> float:
     start = time.perf_counter()
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    synchronize(device)
     return time.perf_counter() - start

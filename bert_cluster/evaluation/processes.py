@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 
 import torch
 
+from bert_cluster.devices import choose_device
 from bert_cluster.evaluation.errors import LaunchError, OptionError
 
 T = TypeVar("T")
@@ -73,27 +74,6 @@ class Processes:
 
         with PartialState().main_process_first():
             yield
-
-
-def choose_device(name: str) -> torch.device:
-    """The device that `--device` names; `auto` is the GPU if there is one, else the CPU.
-
-    Raises:
-        OptionError: no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise OptionError(f"--device must be auto, cpu, cuda, cuda:INDEX or mps, got {name!r}.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise OptionError(f"--device {name}: torch {torch.__version__} sees no CUDA GPU here. Use --device cpu.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise OptionError(f"--device {name}: there are {torch.cuda.device_count()} GPUs, counted from 0.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise OptionError("--device mps: torch sees no Apple GPU here. Use --device cpu.")
-    return device
 
 
 def join_processes(device: str) -> Processes:

@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification, BertModel, BertTokenizer
+from transformers import (
+    BertConfig,
+    BertForMultipleChoice,
+    BertForQuestionAnswering,
+    BertForSequenceClassification,
+    BertModel,
+    BertTokenizer,
+)
 
 from bert_cluster.calibration import Timings
 from bert_cluster.calibration.candidates import name_of, settings_of
@@ -38,11 +45,14 @@ def tokenizer() -> BertTokenizer:
 
 @pytest.fixture
 def tiny() -> Callable[..., Any]:
-    """tiny(kind, **config) -> random model: "encoder", "classifier" or "qa"."""
+    """tiny(kind, **config) -> random model: "encoder", "classifier", "qa" or "choice"."""
 
     def build(kind: str = "encoder", **changes: Any) -> Any:
         torch.manual_seed(7)
-        classes = {"encoder": BertModel, "classifier": BertForSequenceClassification, "qa": BertForQuestionAnswering}
+        classes = {
+            **{"encoder": BertModel, "classifier": BertForSequenceClassification, "qa": BertForQuestionAnswering},
+            "choice": BertForMultipleChoice,
+        }
         return classes[kind](BertConfig(**{**SIZES, **changes})).eval()
 
     return build

@@ -324,6 +324,19 @@ def test_what_is_written_is_accepted(
     assert "layer  method" in printed and "target <= 0.02" in printed and "4 held-out texts:" in printed
 
 
+def test_a_head_that_reads_several_texts(calibration: Callable[..., Calibration], tiny: Any, texts: list[str]) -> None:
+    plain, found = (calibration(tiny(kind), texts, target=0.02) for kind in ("encoder", "choice"))
+    assert found.reached and found.config == plain.config
+
+
+def test_a_configuration_that_is_no_object(
+    calibration: Callable[..., Calibration], tiny: Any, texts: list[str]
+) -> None:
+    outer = torch.nn.ModuleDict({"encoder": tiny()})
+    outer.config = {"labels": 3}  # type: ignore[assignment]
+    assert calibration(outer, texts, target=0.02).reached and outer.config == {"labels": 3}
+
+
 def test_times_are_measured_where_none_are_given(
     calibration: Callable[..., Calibration], tiny: Any, texts: list[str], compiled: None
 ) -> None:

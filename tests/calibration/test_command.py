@@ -66,6 +66,9 @@ def test_mistakes_are_one_line(saved: Any, text_file: Path, tmp_path: Path, caps
     assert "must be one of .txt, .jsonl, .json, .csv, .tsv, got '.parquet'" in error(model, "--texts", "a.parquet")
     assert "no text in the column 'text'; its columns are body, title" in error(model, "--texts", text_file)
     assert "a finite number above 0, such as 0.05; got -1.0" in error(model, "--texts", text_file, "--target", -1)
+    assert "--device must be auto, cpu, cuda" in error(
+        model, "--texts", text_file, "--text_column", "body", "--device", "gpu"
+    )
     assert "cannot be loaded" in error(tmp_path / "nothing", "--texts", text_file, "--text_column", "body")
     (model / "adapter_config.json").write_text("{}")
     assert "merge_and_unload" in error(model, "--texts", text_file, "--text_column", "body")

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from transformers import ElectraConfig, ElectraForPreTraining
 
 from bert_cluster import CalibrationError
-from bert_cluster.calibration.metrics import beyond_sampling, check_target, compare, interval, read
+from bert_cluster.calibration.metrics import beyond_sampling, check_target, compare, decides_by_token, interval, read
 
 
 def test_hidden_error_is_relative() -> None:
@@ -51,6 +52,26 @@ def test_intervals() -> None:
     assert interval("hidden", [0.2], 0) is None
     low, high = interval("hidden", [0.1, 0.2, 0.3, 0.2], 0) or (0.0, 0.0)
     assert 0.1 < low < 0.2 < high < 0.3
+
+
+def test_an_interval_of_many_texts() -> None:
+    low, high = interval("agreement", [1.0] * 1980 + [0.0] * 220, 0) or (0.0, 0.0)
+    assert (low, high) == pytest.approx(
+        (0.8867, 0.9122), abs=1e-4
+    )  # 0.9 -+ 1.96 * 0.0064, and a little for the exact tails
+
+
+def test_yes_or_no_for_each_token() -> None:
+    torch.manual_seed(7)
+    sizes = {"vocab_size": 60, "hidden_size": 32, "embedding_size": 32, "intermediate_size": 48}
+    model = ElectraForPreTraining(ElectraConfig(**sizes, num_hidden_layers=1, num_attention_heads=4)).eval()
+    mask = torch.tensor([[1] * 4, [1, 1, 1, 0]])
+    inputs = {"input_ids": torch.tensor([[2, 7, 8, 3], [2, 9, 3, 1]]), "attention_mask": mask}
+    rows = read("agreement", model, inputs)
+    assert [tuple(row.shape) for row in rows] == [(4, 2), (3, 2)]
+    torch.testing.assert_close(rows[1][:, 0].exp(), model(**inputs).logits[1, :3].sigmoid())
+    assert all(row.exp().sum(-1).allclose(torch.ones(1)) for row in rows)
+    assert decides_by_token(model)
 
 
 def test_what_sampling_explains() -> None:

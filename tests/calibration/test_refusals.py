@@ -70,6 +70,8 @@ def test_heads(refused: Callable[..., str], tiny: Any, texts: list[str], forward
     assert expected in refused(tiny(), texts, metric="agreement")
     assert len(forwards) == 1  # before anything long runs
     assert "gives one number. Use metric='hidden'." in refused(tiny("classifier", num_labels=1), texts, metric="kl")
+    expected = "the head of BertForMultipleChoice chooses among several. Use metric='hidden'."
+    assert expected in refused(tiny("choice"), texts, metric="agreement")
     assert "metric must be one of hidden, agreement, kl" in refused(tiny(), texts, metric="loss")
 
 

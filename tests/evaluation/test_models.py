@@ -262,3 +262,5 @@ def test_the_longest_input_is_what_the_position_table_holds() -> None:
     assert longest_input(PretrainedConfig(max_position_embeddings=512), Limited(), 4096) == 512
     assert longest_input(RobertaConfig(max_position_embeddings=514, pad_token_id=1), Limited(), 4096) == 512
     assert longest_input(PretrainedConfig(), Limited(), 4096) == 128
+    assert longest_input(PretrainedConfig(max_position_embeddings=16384), Limited(), None) == 16384
+    assert longest_input(PretrainedConfig(), Limited(), None) == 128

@@ -1,10 +1,9 @@
 """Launches: a process that was meant to be one of several but runs alone must say so."""
 
 import pytest
-import torch
 
-from bert_cluster.evaluation.errors import LaunchError, OptionError
-from bert_cluster.evaluation.processes import choose_device, join_processes, refuse_silent_solo
+from bert_cluster.evaluation.errors import LaunchError
+from bert_cluster.evaluation.processes import join_processes, refuse_silent_solo
 
 
 def test_a_plain_start_is_one_process() -> None:
@@ -28,13 +27,3 @@ def test_accelerate_launch_on_the_cpu_starts_only_one() -> None:
         refuse_silent_solo(environment, 1)
     refuse_silent_solo({"ACCELERATE_MIXED_PRECISION": "no"}, 1)
     refuse_silent_solo({**environment, "WORLD_SIZE": "1"}, 1)
-
-
-def test_devices() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    with pytest.raises(OptionError, match="must be auto, cpu, cuda"):
-        choose_device("gpu")
-    if not torch.cuda.is_available():
-        assert choose_device("auto") == torch.device("cpu")
-        with pytest.raises(OptionError, match="sees no CUDA GPU"):
-            choose_device("cuda")

@@ -1,6 +1,7 @@
 """Settings: their limits, their texts, and their way to JSON and back."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,16 @@ def test_json_has_a_version_string_keys_and_no_nulls() -> None:
     data = FULL_CONFIG.to_dict()
     assert list(data["layers"]) == ["0", "3", "11"]
     assert data["layers"]["3"] == {"method": "clustered", "clusters": 5}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("other", METHODS)
+def test_defaults_that_are_written_out_change_no_layer(method: str, other: str) -> None:
+    own = {0: {"method": other}, 1: {"exact_below": 7}, 2: {"method": method}}
+    for config in (ClusterConfig(method=method, layers=own), replace(FULL_CONFIG, layers={4: {"method": other}})):
+        written = config.with_defaults()
+        assert [written.for_layer(index) for index in range(6)] == [config.for_layer(index) for index in range(6)]
+        assert written.with_defaults() == written == ClusterConfig.from_dict(written.to_dict())
 
 
 def test_keys_of_layers_become_numbers() -> None:

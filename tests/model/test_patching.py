@@ -16,6 +16,7 @@ from transformers.masking_utils import create_bidirectional_mask
 import bert_cluster
 import cuda_ops
 from bert_cluster import AttentionWeightsError, ClusterConfig, NotPatchedError, dispatch
+from bert_cluster.config import METHODS
 from bert_cluster.errors import ConfigError, ExactAttentionWarning
 
 SMALL = {"method": "improved-clustered", "clusters": 2, "topk": 1}
@@ -288,6 +289,19 @@ def test_a_call_for_weights_gives_those_of_eager(family: str) -> None:
     assert calls(model)[0] == (1, 1)
 
 
+def test_weights_in_training_have_dropout() -> None:
+    sizes: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.5}
+    eager, model = tiny_bert(**sizes, attn_implementation="eager").train(), tiny_bert(**sizes).train()
+    bert_cluster.patch(model, **SMALL)
+    found = []
+    for each in (eager, model):
+        torch.manual_seed(3)
+        found.append(each(input_ids=batch()["input_ids"], output_attentions=True).attentions)
+    for theirs, ours in zip(*found, strict=True):
+        assert 0.3 < (ours == 0).float().mean() < 0.7
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_weights_of_a_causal_call_are_refused() -> None:
     model = bert_cluster.patch(tiny_bert(), **SMALL)
     module = model.encoder.layer[0].attention.self
@@ -420,14 +434,18 @@ def test_another_attention_in_its_place_is_shown() -> None:
 
 
 def test_a_quantized_model() -> None:
-    """Its linear layers have no parameters."""
+    """Its linear layers have no parameters, or whole numbers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.ao is to move to another package
         model = torch.ao.quantization.quantize_dynamic(tiny_bert(), {torch.nn.Linear})
         bert_cluster.patch(model, **SMALL)
         hidden(model, batch())
     assert calls(model) == [(1, 0)] * 2
-    assert all(layer.backend.startswith(("cpu-", "reference")) for layer in bert_cluster.info(model).layers)
+    expected = cuda_ops.backend_for("cpu", torch.float32)
+    assert [layer.backend for layer in bert_cluster.info(model).layers] == [expected] * 2
+    packed = torch.nn.Parameter(torch.zeros(3, dtype=torch.uint8), requires_grad=False)
+    model.encoder.layer[0].attention.self.register_parameter("packed", packed)
+    assert [layer.backend for layer in bert_cluster.info(model).layers] == [expected] * 2
 
 
 @pytest.mark.parametrize("value", [torch.tensor([1.0, 2.0]), np.array([1.0, 2.0])], ids=["tensor", "array"])
@@ -450,12 +468,19 @@ def test_what_is_deleted_from_the_configuration_stays_away() -> None:
     assert not hasattr(bert_cluster.unpatch(model).config, "extra")
 
 
-def test_full_attention_checks_what_it_is_given() -> None:
+def test_attention_checks_what_it_is_given() -> None:
     x, full = torch.randn(1, 2, 5, 3), ClusterConfig(method="full")
     with pytest.raises(TypeError, match="mask must be a bool tensor"):
         bert_cluster.attention(x, x, x, torch.ones(1, 5), config=full)
     with pytest.raises(ConfigError, match="config must be a ClusterConfig or None, got str"):
         bert_cluster.attention(x, x, x, config="clustered")  # type: ignore[arg-type]
+    for config in map(ClusterConfig, METHODS):
+        with pytest.raises(ValueError, match="q must have 4 axes"):
+            bert_cluster.attention(x[0], x[0], x[0], config=config)
+        with pytest.raises(TypeError, match="q must be a tensor"):
+            bert_cluster.attention(x.tolist(), x, x, config=config)
+        with pytest.raises(ValueError, match="q must"):
+            bert_cluster.attention(x[..., :0], x[..., :0], x[..., :0], config=config)
 
 
 def test_cross_attention_by_its_place() -> None:
