@@ -80,14 +80,18 @@ def join_processes(device: str) -> Processes:
     """Join the launch that started this process.
 
     Args:
-        device: value of `--device`. With several processes each GPU process takes the GPU of its local rank.
+        device: value of `--device`; "auto" is the CPU under `accelerate launch --cpu`. With several processes each GPU
+            process takes the GPU of its local rank.
 
     Raises:
         LaunchError: several processes were launched, but this one would evaluate everything alone.
     """
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
 
-    chosen = choose_device(device)
+    # What `accelerate launch --cpu` leaves for its programs; PartialState does not read it.
+    on_cpu = device == "auto" and parse_flag_from_env("ACCELERATE_USE_CPU")
+    chosen = choose_device("cpu" if on_cpu else device)
     state = PartialState(cpu=chosen.type == "cpu")
     refuse_silent_solo(os.environ, state.num_processes)
     if state.num_processes > 1:

@@ -1,6 +1,7 @@
 """Launches: a process that was meant to be one of several but runs alone must say so."""
 
 import pytest
+import torch
 
 from bert_cluster.evaluation.errors import LaunchError
 from bert_cluster.evaluation.processes import join_processes, refuse_silent_solo
@@ -11,6 +12,12 @@ def test_a_plain_start_is_one_process() -> None:
     assert (processes.index, processes.count, processes.is_main) == (0, 1, True)
     assert processes.gather("x") == ["x"]
     assert processes.from_main(3) == 3
+
+
+def test_a_launch_on_the_cpu_is_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert join_processes("auto").device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
