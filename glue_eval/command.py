@@ -15,6 +15,7 @@ from bert_cluster.evaluation.models import load_model
 from bert_cluster.evaluation.processes import Processes
 from bert_cluster.evaluation.publishing import add_push_options, method_to_push, push_method
 from bert_cluster.lengths import longest_input
+from bert_cluster.tokenizing import unchanged
 from glue_eval.data import GlueData, load_file, load_hub
 from glue_eval.labels import LabelMap, map_labels
 from glue_eval.outcome import gather_results, predict, write_method
@@ -44,7 +45,7 @@ def new_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = new_parser().parse_args(argv)
-    return run_command("glue-eval", options.output_dir, lambda: evaluate(options))
+    return run_command("glue-eval", options, lambda: evaluate(options))
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -163,7 +164,8 @@ def tokenise(data: GlueData, tokenizer: Any, max_seq_length: int) -> list[dict[s
             f"--max_seq_length {max_seq_length} leaves no room for text: every input has {special} special tokens. "
             f"Raise it to {special + 1} or more."
         )
-    encoded = tokenizer(*columns, truncation=True, max_length=max_seq_length, padding=False)
+    with unchanged(tokenizer):
+        encoded = tokenizer(*columns, truncation=True, max_length=max_seq_length, padding=False)
     names = list(encoded.keys())
     return [dict(zip(names, values, strict=True)) for values in zip(*(encoded[name] for name in names), strict=True)]
 

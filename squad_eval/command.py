@@ -63,7 +63,7 @@ def new_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit status."""
     options = new_parser().parse_args(argv)
-    return run_command("squad-eval", options.output_dir, lambda: evaluate(options))
+    return run_command("squad-eval", options, lambda: evaluate(options))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from bert_cluster.errors import BertClusterError
+from bert_cluster.tokenizing import unchanged
 from squad_eval.data import Example
 
 CHUNK = 256
@@ -69,16 +70,17 @@ def make_windows(
         )
     if max_windows is not None and max_windows < 1:
         raise WindowError(f"max_windows must be at least 1, or None for all windows, got {max_windows}.")
+    stride = 0 if max_windows == 1 else doc_stride
     windows: list[Window] = []
-    for first in range(0, len(examples), CHUNK):
-        chunk = examples[first : first + CHUNK]
-        questions = [example.question.lstrip() for example in chunk]
-        stride = 0 if max_windows == 1 else doc_stride
-        _check_room(chunk, questions, tokenizer, max_seq_length, stride)
-        # the tokenizer refuses a larger stride even where nothing is cut; where something is, it was checked
-        possible = min(stride, max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - 1)
-        kept = _tokenise(chunk, questions, tokenizer, max_seq_length, possible, max_windows)
-        windows += [_window(first, tokenizer, *one) for one in kept]
+    with unchanged(tokenizer):
+        for first in range(0, len(examples), CHUNK):
+            chunk = examples[first : first + CHUNK]
+            questions = [example.question.lstrip() for example in chunk]
+            _check_room(chunk, questions, tokenizer, max_seq_length, stride)
+            # the tokenizer refuses a larger stride even where nothing is cut; where something is, it was checked
+            possible = min(stride, max_seq_length - tokenizer.num_special_tokens_to_add(pair=True) - 1)
+            kept = _tokenise(chunk, questions, tokenizer, max_seq_length, possible, max_windows)
+            windows += [_window(first, tokenizer, *one) for one in kept]
     return windows
 
 

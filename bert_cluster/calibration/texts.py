@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from bert_cluster.errors import CalibrationError
+from bert_cluster.tokenizing import unchanged
 
 Text = str | tuple[str, str]
 
@@ -72,7 +73,8 @@ def encode(tokenizer: Any, texts: Sequence[Text], max_tokens: int) -> list[dict[
             raise CalibrationError(
                 f"texts[{number}] must be a text or a pair of texts, got {type(text).__name__}: {text!r:.80}."
             )
-        tokens = tokenizer(*pair, truncation=True, max_length=max_tokens, return_attention_mask=True)
+        with unchanged(tokenizer):
+            tokens = tokenizer(*pair, truncation=True, max_length=max_tokens, return_attention_mask=True)
         if len(tokens["input_ids"]):
             encoded.append({name: list(values) for name, values in tokens.items()})
     if not encoded:

@@ -11,6 +11,7 @@ from typing import Any
 from bert_cluster.errors import BertClusterError
 from bert_cluster.evaluation.errors import OptionError
 from bert_cluster.evaluation.lock import sole_run
+from bert_cluster.evaluation.options import same_command
 from bert_cluster.evaluation.plot import draw, require_matplotlib
 from bert_cluster.evaluation.processes import Processes, join_processes
 from bert_cluster.evaluation.report import markdown, terminal
@@ -20,7 +21,7 @@ from bert_cluster.evaluation.store import REPORT, has_finished_chunks, write_jso
 from bert_cluster.hub.results import FILE, PLOT
 
 
-def run_command(name: str, output_dir: str, run: Callable[[], None]) -> int:
+def run_command(name: str, options: argparse.Namespace, run: Callable[[], None]) -> int:
     """Call `run`; turn the user's mistakes into one line on stderr and exit status 2."""
     try:
         run()
@@ -28,21 +29,20 @@ def run_command(name: str, output_dir: str, run: Callable[[], None]) -> int:
         print(f"{name}: error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        advice = " What is finished is stored: the same command continues." if _is_begun(output_dir) else ""
+        advice = f" What is finished is stored: {same_command(options)} continues." if _is_begun(options) else ""
         print(f"{name}: error: {error}.{advice}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        told = " ".join(
-            ["interrupted.", *getattr(error, "__notes__", []), "The same command continues where it stopped."]
-        )
+        continues = f"{same_command(options)} continues where it stopped."
+        told = " ".join(["interrupted.", *getattr(error, "__notes__", []), continues[0].upper() + continues[1:]])
         print(f"{name}: {told}", file=sys.stderr)
         return 130
     return 0
 
 
-def _is_begun(output_dir: str) -> bool:
+def _is_begun(options: argparse.Namespace) -> bool:
     try:
-        return has_finished_chunks(output_dir)
+        return has_finished_chunks(options.output_dir)
     except OSError:
         return False
 

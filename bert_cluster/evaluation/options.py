@@ -99,6 +99,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--disable_tqdm", action="store_true", help="no progress bar")
 
 
+def same_command(options: argparse.Namespace) -> str:
+    """The words for the command that continues this one: given again, --overwrite_output_dir would remove what is stored."""
+    return "the same command" + (" without --overwrite_output_dir" if options.overwrite_output_dir else "")
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1."""
     number = int(text)

@@ -10,7 +10,7 @@ from bert_cluster.errors import HubError, SaveError
 from bert_cluster.evaluation.checkpoints import Checkpoint
 from bert_cluster.evaluation.errors import OptionError
 from bert_cluster.evaluation.methods import Method
-from bert_cluster.evaluation.options import FULL
+from bert_cluster.evaluation.options import FULL, same_command
 from bert_cluster.evaluation.processes import Processes
 from bert_cluster.hub.contents import check_base_model
 from bert_cluster.hub.results import split_benchmark
@@ -104,7 +104,7 @@ def push_method(
         )
     except (HubError, SaveError) as error:
         raise type(error)(
-            f"{error} The results are stored in {options.output_dir}: the same command pushes again."
+            f"{error} The results are stored in {options.output_dir}: {same_command(options)} pushes again."
         ) from error
     print(pushed)
 

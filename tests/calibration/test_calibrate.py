@@ -14,6 +14,7 @@ import bert_cluster
 from bert_cluster import ClusterConfig
 from bert_cluster.calibration import Calibration, Timings, run
 from bert_cluster.calibration.laboratory import Laboratory
+from bert_cluster.calibration.texts import encode
 
 
 @pytest.fixture
@@ -404,3 +405,10 @@ def test_adapters_are_part_of_the_model(calibration: Callable[..., Calibration],
     found = calibration(outer, texts, target=0.001, metric="kl")
     assert found.reached and found.error <= 0.001
     bert_cluster.patch(outer, found.config)
+
+
+def test_the_tokenizer_is_saved_as_it_was(tokenizer: Any, texts: list[str]) -> None:
+    """Somebody who calibrates pushes the model next."""
+    before = tokenizer.backend_tokenizer.to_str()
+    assert {len(tokens["input_ids"]) for tokens in encode(tokenizer, texts, 16)} == {16}
+    assert tokenizer.backend_tokenizer.to_str() == before

@@ -51,10 +51,11 @@ def squad(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> Main
 
 
 def test_squad_eval_pushes_the_one_method_with_its_results(
-    hub: Hub, squad: Main, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: Hub, squad: Main, qa_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert squad("--push_to_hub", "--hub_base_model", "owner/base") == 0
     files = hub.repos["tester/answers"].files()
+    assert files["tokenizer.json"] == (Path(qa_model) / "tokenizer.json").read_bytes()
     assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "bert-cluster-squad.png"} <= set(files)
     assert len(hub.requests("POST", "/commit/")) == 1
     card = ModelCard(files["README.md"].decode())
@@ -86,6 +87,7 @@ def test_glue_eval_pushes_the_method_that_is_named(
     assert glue_eval.command.main([*flags, *named, "--hub_benchmark", "owner/pairs:mrpc"]) == 0
     repo = hub.repos["tester/pairs"]
     assert repo.private
+    assert repo.files("fast")["tokenizer.json"] == (Path(pair_model) / "tokenizer.json").read_bytes()
     settings = json.loads(repo.files("fast")["config.json"])["clustered_attention"]
     assert (settings["method"], settings["clusters"]) == ("clustered", 2)
     assert ".eval_results/bert-cluster-owner--pairs--mrpc.yaml" in repo.files("fast")
@@ -154,6 +156,24 @@ def test_a_push_that_fails_can_be_repeated_by_the_same_command(
     assert squad("--push_to_hub") == 0
     assert json.loads((tmp_path / "answers" / "all_results.json").read_text()) == stored
     assert "model.safetensors" in hub.repos["tester/answers"].files()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_push_that_was_interrupted_continues_with(
+    overwrite: bool, hub: Hub, squad: Main, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    more = ["--overwrite_output_dir"] if overwrite else []
+    without = " without --overwrite_output_dir" if overwrite else ""
+    hub.fault("POST", "/commit/", status=403)
+    assert squad("--push_to_hub", *more) == 2
+    assert capsys.readouterr().err.endswith(f": the same command{without} pushes again.\n")
+    monkeypatch.setattr("bert_cluster.evaluation.publishing.push_to_hub", interrupt)
+    assert squad("--push_to_hub", *more) == 130
+    told = f"squad-eval: interrupted. The same command{without} continues where it stopped.\n"
+    assert capsys.readouterr().err.endswith(told)
 
 
 def test_no_other_run_changes_the_results_while_they_are_pushed(

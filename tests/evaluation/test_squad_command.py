@@ -207,7 +207,9 @@ def test_a_full_disk_continues_only_what_was_begun(
     with monkeypatch.context() as patched:
         patched.setattr("bert_cluster.evaluation.command.write_text", fail)
         assert main(command) == 2
-    assert "'f'. What is finished is stored: the same command continues.\n" in capsys.readouterr().err
+        assert "'f'. What is finished is stored: the same command continues.\n" in capsys.readouterr().err
+        assert main([*command, "--overwrite_output_dir"]) == 2
+    assert ": the same command without --overwrite_output_dir continues.\n" in capsys.readouterr().err
 
 
 def test_version_2(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:

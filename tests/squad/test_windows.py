@@ -1,6 +1,8 @@
 """Windows: every part of the context is in one, offsets point at the right characters, and what does not fit is refused."""
 
+import copy
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -181,3 +183,17 @@ def test_a_slow_tokenizer_is_refused(examples: list[Example]) -> None:
 def test_no_window_is_no_choice(words: Any, examples: list[Example]) -> None:
     with pytest.raises(WindowError, match="max_windows must be at least 1, or None for all windows, got 0"):
         make_windows(examples, words, max_windows=0)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_the_tokenizer_is_saved_as_it_was(own: bool, tokenizer: Any, examples: list[Example], tmp_path: Path) -> None:
+    """A tokenizer keeps the truncation of its last call, and writes it into tokenizer.json."""
+    tokenizer = copy.deepcopy(tokenizer)
+    if own:
+        tokenizer.backend_tokenizer.enable_truncation(77, stride=3, strategy="only_first", direction="left")
+        tokenizer.backend_tokenizer.enable_padding(length=88, direction="left")
+    tokenizer.save_pretrained(tmp_path / "before")
+    make_windows(examples, tokenizer, max_seq_length=40, doc_stride=4)
+    tokenizer.save_pretrained(tmp_path / "after")
+    before, after = ((tmp_path / name / "tokenizer.json").read_text() for name in ("before", "after"))
+    assert after == before
