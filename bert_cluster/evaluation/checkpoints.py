@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub import _CACHED_NO_EXIST, constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
@@ -20,6 +20,7 @@ from bert_cluster.hub.faults import answer_of, first_cause, may_pass
 from bert_cluster.loading import ADAPTER_CONFIG, optional_file
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TOKENIZER_CONFIG = "tokenizer_config.json"
 # last layer of the heads that transformers' *ForSequenceClassification and *ForQuestionAnswering classes have
 OUTPUT_LAYERS = (
     "classifier.out_proj.weight",
@@ -86,10 +87,12 @@ def find_checkpoint(options: argparse.Namespace, task_type: str) -> Checkpoint:
         )
     with _named_errors(weights, "configuration"):
         config = AutoConfig.from_pretrained(options.config_name or weights, revision=revision, **hub)
-    with _named_errors(options.tokenizer_name or weights, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(
-            *_tokenizer_place(options, adapter, weights), revision=revision, **hub
-        )
+    tokenizer_place, tokenizer_revision = _tokenizer_place(options, adapter, weights, revision, hub)
+    with _named_errors(tokenizer_place, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_place, revision=tokenizer_revision, **hub)
+    fingerprint = _fingerprint(weights, revision, adapter, hub)
+    if options.config_name:
+        fingerprint["config_name"] = _config_digest(config)
     return Checkpoint(
         name=str(name),
         weights=str(weights),
@@ -98,7 +101,7 @@ def find_checkpoint(options: argparse.Namespace, task_type: str) -> Checkpoint:
         tokenizer=tokenizer,
         adapter=adapter,
         stored=_stored_settings(config, weights),
-        fingerprint=_fingerprint(weights, revision, adapter, hub),
+        fingerprint=fingerprint,
         hub=hub,
     )
 
@@ -131,9 +134,10 @@ def _optional_file(place: str, file: str, **hub: Any) -> Path | None:
             if not may_pass(error):
                 raise
             found, unasked = None, first_cause(error)
-    if found is None and constants.HF_HUB_OFFLINE and not Path(place).is_dir():
-        unasked = "HF_HUB_OFFLINE=1"
     cache = {"cache_dir": hub["cache_dir"], "revision": hub["revision"]}
+    if found is None and constants.HF_HUB_OFFLINE and not Path(place).is_dir():
+        known = try_to_load_from_cache(place, file, **cache) is _CACHED_NO_EXIST
+        unasked = None if known else "HF_HUB_OFFLINE=1"
     if unasked is not None and not isinstance(try_to_load_from_cache(place, "config.json", **cache), str):
         raise CheckpointError(
             f"{place}: the Hub could not be reached ({unasked}), and the cache has neither its {file} nor its config.json. "
@@ -153,7 +157,7 @@ def _named_errors(place: str, what: str) -> Iterator[None]:
 
 
 def _read_adapter(file: Path, options: argparse.Namespace, task_type: str, hub: Mapping[str, Any]) -> Adapter:
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = _adapter_settings(file)
     found = settings.get("task_type")
     if found not in (None, task_type):
         raise CheckpointError(
@@ -178,6 +182,16 @@ def _read_adapter(file: Path, options: argparse.Namespace, task_type: str, hub: 
     )
 
 
+def _adapter_settings(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{file} is not JSON: {error}. Save or download the adapter again.") from error
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{file} must be a JSON object, got {json.dumps(settings):.60}. Save the adapter again.")
+    return settings
+
+
 def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
     from safetensors import SafetensorError, safe_open
 
@@ -188,12 +202,16 @@ def _shapes(path: Path) -> dict[str, tuple[int, ...]]:
         raise CheckpointError(f"{path} is not a safetensors file: {error}.") from error
 
 
-def _tokenizer_place(options: argparse.Namespace, adapter: Adapter | None, weights: str) -> tuple[str]:
+def _tokenizer_place(
+    options: argparse.Namespace, adapter: Adapter | None, weights: str, revision: str | None, hub: Mapping[str, Any]
+) -> tuple[str, str | None]:
+    """Where the tokenizer lies, and its revision: an adapter's own before its base's."""
     if options.tokenizer_name:
-        return (options.tokenizer_name,)
-    if adapter is not None and (adapter.folder / "tokenizer_config.json").exists():
-        return (str(adapter.folder),)
-    return (weights,)
+        return options.tokenizer_name, revision
+    own = {"revision": options.model_revision, **hub}
+    if adapter is not None and _optional_file(options.model_name_or_path, TOKENIZER_CONFIG, **own) is not None:
+        return options.model_name_or_path, options.model_revision
+    return weights, revision
 
 
 def _stored_settings(config: PretrainedConfig, place: str) -> ClusterConfig | None:
@@ -219,6 +237,12 @@ def _fingerprint(weights: str, revision: str | None, adapter: Adapter | None, hu
     if adapter is not None:
         parts["adapter"] = _digest(adapter.folder, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     return parts
+
+
+def _config_digest(config: PretrainedConfig) -> str:
+    values = json.loads(config.to_json_string(use_diff=False))
+    content = {name: value for name, value in values.items() if name not in ("_name_or_path", "transformers_version")}
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _digest(folder: Path, patterns: tuple[str, ...]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from bert_cluster.evaluation.checkpoints import Adapter, Checkpoint
@@ -66,7 +67,7 @@ def _load_weights(
             model, info = auto_class.from_pretrained(
                 checkpoint.weights, revision=checkpoint.revision, **options, **checkpoint.hub, **kwargs
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0]
         raise CheckpointError(f"{checkpoint.weights}: the model cannot be loaded: {first}") from error
     mismatched = sorted(one for one in info["mismatched_keys"] if one[0] not in provided)

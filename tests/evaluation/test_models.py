@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from loopback import Hub
+from tiny_tokenizer import tiny_tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForQuestionAnswering,
@@ -230,10 +231,70 @@ def test_a_model_in_the_cache_needs_no_hub(
     assert checkpoint.adapter is None and checkpoint.fingerprint["commit"] == hub.repos["owner/model"].refs["main"]
 
 
+def upload(hub: Hub, name: str, folder: str) -> None:
+    hub.create(name, {path.name: path.read_bytes() for path in Path(folder).iterdir() if path.name != "README.md"})
+
+
+def test_an_adapter_on_the_hub_brings_its_tokenizer(
+    hub: Hub, qa_adapter: tuple[str, str, torch.nn.Module], tokenizer: Any, tmp_path: Path
+) -> None:
+    """That of its own revision, though nothing has loaded it before."""
+    adapter, base, _ = qa_adapter
+    upload(hub, "owner/base", base)
+    upload(hub, "owner/adapter", adapter)
+    own = tiny_tokenizer()
+    own.add_tokens(["seine-et-marne"])
+    own.save_pretrained(tmp_path / "own")
+    repo = hub.repos["owner/adapter"]
+    added = {path.name: hub.file(path.name, path.read_bytes()) for path in (tmp_path / "own").iterdir()}
+    repo.add("worded", {**repo.commits[repo.refs["main"]], **added})
+    flags = ["owner/adapter", "--base_model_name_or_path", "owner/base", "--cache_dir", str(tmp_path / "cache")]
+    assert len(find_checkpoint(parse(*flags), "QUESTION_ANS").tokenizer) == len(tokenizer)
+    worded = find_checkpoint(parse(*flags, "--model_revision", "worded"), "QUESTION_ANS")
+    assert len(worded.tokenizer) == len(tokenizer) + 1
+
+
+def test_an_adapter_in_the_cache_that_has_no_tokenizer_needs_no_hub(
+    hub: Hub,
+    qa_adapter: tuple[str, str, torch.nn.Module],
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    upload(hub, "owner/adapter", qa_adapter[0])
+    command = parse("owner/adapter", "--cache_dir", str(tmp_path))
+    find_checkpoint(command, "QUESTION_ANS")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert len(find_checkpoint(command, "QUESTION_ANS").tokenizer) == len(tokenizer)
+
+
 def test_a_gated_model_is_told(hub: Hub) -> None:
     hub.create("owner/gated", {"config.json": "{}"}, gated=True)
     with pytest.raises(CheckpointError, match="owner/gated: its configuration cannot be read: .*gated repo"):
         find_checkpoint(parse("owner/gated"), "QUESTION_ANS")
+
+
+def test_a_model_that_was_cut_off_is_told(qa_model: str, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    shutil.copytree(qa_model, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    checkpoint = find_checkpoint(parse(str(folder)), "QUESTION_ANS")
+    with pytest.raises(CheckpointError, match=r"cut: the model cannot be loaded: .*incomplete.*"):
+        load_model(checkpoint, AutoModelForQuestionAnswering)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"task_type": "QUES', r"adapter_config\.json is not JSON: Unterminated .*Save or download the adapter again"),
+        ("[1]", r"adapter_config\.json must be a JSON object, got \[1\]\. Save the adapter again"),
+    ],
+)
+def test_settings_of_an_adapter_that_were_cut_off_are_told(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        find_checkpoint(parse(str(tmp_path)), "QUESTION_ANS")
 
 
 def test_a_base_for_something_that_is_no_adapter(qa_model: str) -> None:
@@ -251,6 +312,19 @@ def test_changed_weights_change_the_fingerprint(qa_model: str, tmp_path: Path) -
     content[-1] ^= 1
     weights.write_bytes(content)
     assert before != find_checkpoint(parse(str(copy)), "QUESTION_ANS").fingerprint
+
+
+def test_another_configuration_changes_the_fingerprint(qa_model: str, tmp_path: Path) -> None:
+    before = find_checkpoint(parse(qa_model), "QUESTION_ANS").fingerprint
+    config = json.loads((Path(qa_model) / "config.json").read_text())
+    found = []
+    for number, epsilon in enumerate((1e-6, 1e-6, 1e-7)):
+        place = tmp_path / str(number)
+        place.mkdir()
+        (place / "config.json").write_text(json.dumps({**config, "layer_norm_eps": epsilon}))
+        found.append(find_checkpoint(parse(qa_model, "--config_name", str(place)), "QUESTION_ANS").fingerprint)
+    assert found[0] == found[1] != found[2]
+    assert found[0] != before and {name: found[0][name] for name in before} == before
 
 
 class Limited:
