@@ -156,7 +156,7 @@ def check_contents(
     kind = kind_of(model)
     check_tokenizer(kind, tokenizer)
     check_base_model(base_model)
-    read = read_results(results, running_settings(kind.encoder), comparison)
+    read = read_results(results, kind, running_settings(kind.encoder), comparison)
     check_text("benchmark", benchmark, "owner/name:default")
     file = None if benchmark is None else benchmark_file(benchmark, read)
     return Contents(kind, tokenizer, read, base_model, file, card, token)

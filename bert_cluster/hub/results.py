@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_
 
 from bert_cluster.config import FULL, ClusterConfig
 from bert_cluster.errors import BertClusterError, SaveError
-from bert_cluster.hub.kinds import ENCODER
+from bert_cluster.hub.kinds import ENCODER, Kind
 
 FILE = "all_results.json"
 PLOT = "plot.png"
@@ -97,6 +97,12 @@ class TaskResults:
         """The part that a score is of; scores of MNLI's second part end in _mm."""
         return self.parts[-1 if score.endswith(_SECOND) else 0]
 
+    def configuration(self, score: str) -> str | None:
+        """That of the part that a score is of, and the task where a file or folder has none: the Hub's client takes files
+        of one name in two folders, such as QNLI/dev.tsv and RTE/dev.tsv, for the same."""
+        part = self.part(score)
+        return part.config or (str(self.data["task"]["name"]) if part.dataset is None else None)
+
     @property
     def examples(self) -> str:
         """How many examples there are, and where they came from."""
@@ -121,21 +127,25 @@ class TaskResults:
 
 
 def read_results(
-    given: ResultsLike | Sequence[ResultsLike] | None, settings: ClusterConfig, show: Callable[[TaskResults], Any]
+    given: ResultsLike | Sequence[ResultsLike] | None,
+    kind: Kind,
+    settings: ClusterConfig,
+    show: Callable[[TaskResults], Any],
 ) -> list[TaskResults]:
     """Read what the evaluation commands wrote.
 
     Args:
         given: an all_results.json, its folder, its content, or several of them.
+        kind: the model; each file must be of one like it.
         settings: the model's; each file must have measured them.
         show: what will be done with the results; a file that it cannot do it with is damaged.
 
     Raises:
-        SaveError: no such file, another schema, results of other settings only, or a task twice.
+        SaveError: no such file, another schema, results of another model or of other settings only, or a task twice.
     """
     if isinstance(given, str | Path | Mapping) or not isinstance(given, Iterable | None):
         given = [given]
-    read = [_read(one, settings, show) for one in given or ()]
+    read = [_read(one, kind, settings, show) for one in given or ()]
     titles = [one.title for one in read]
     twice = next((title for title in titles if titles.count(title) > 1), None)
     if twice is not None:
@@ -143,7 +153,7 @@ def read_results(
     return read
 
 
-def _read(given: ResultsLike, settings: ClusterConfig, show: Callable[[TaskResults], Any]) -> TaskResults:
+def _read(given: ResultsLike, kind: Kind, settings: ClusterConfig, show: Callable[[TaskResults], Any]) -> TaskResults:
     if not isinstance(given, str | Path | Mapping):
         raise SaveError(
             f"results must be {FILE} of squad-eval or glue-eval (a file, its folder, its content, or a list of them), got "
@@ -165,6 +175,7 @@ def _read(given: ResultsLike, settings: ClusterConfig, show: Callable[[TaskResul
             f"again with this version."
         )
     try:
+        _refuse_other_models(name, data, kind)
         own = _own_method(name, data["methods"], settings)
         read = TaskResults(data, own, plot if plot and plot.is_file() else None)
         show(read)
@@ -183,6 +194,20 @@ def _content(path: Path) -> Any:
         raise SaveError(f"results: there is no file {path}.") from error
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise SaveError(f"results: {path} cannot be read as JSON: {error}.") from error
+
+
+def _refuse_other_models(name: str, data: Mapping[str, Any], kind: Kind) -> None:
+    """Older files may not say which model they are of."""
+    advice = "Give the results of this model, or leave results out."
+    own, measured = kind.encoder.config.model_type, data.get("model", {}).get("model_type")
+    if measured not in (None, own):
+        raise SaveError(f"{name} has measured a model of the type {measured}, and this one is {own}. {advice}")
+    architecture = type(kind.encoder).__name__
+    answers, command = "QuestionAnswering" in architecture, data.get("command")
+    if command == "squad_eval" and not answers:
+        raise SaveError(f"{name} has measured question answering, and {architecture} has no head for it. {advice}")
+    if command == "glue_eval" and answers:
+        raise SaveError(f"{name} has measured a classifier, and {architecture} is none. {advice}")
 
 
 def _own_method(name: str, methods: Mapping[str, Any], settings: ClusterConfig) -> str:
@@ -238,7 +263,7 @@ def eval_results(results: Sequence[TaskResults], task: str | None) -> list[EvalR
             task_type=task or ENCODER,
             dataset_type=one.part(score).name,
             dataset_name=f"{one.title}{one.part(score).counted}",
-            dataset_config=one.part(score).config,
+            dataset_config=one.configuration(score),
             dataset_split=one.part(score).split,
             metric_type=_METRIC_TYPES.get(score.removesuffix(_SECOND), score.removesuffix(_SECOND)),
             metric_name=f"{score}, {method} attention",

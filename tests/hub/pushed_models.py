@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from tiny_tokenizer import SPECIAL, WORDS
-from transformers import BertConfig, BertForQuestionAnswering
+from transformers import BertConfig, BertForQuestionAnswering, BertForSequenceClassification
 
 import bert_cluster
 
@@ -27,6 +27,12 @@ def tiny_answerer(**settings: Any) -> BertForQuestionAnswering:
     torch.manual_seed(3)
     model = BertForQuestionAnswering(tiny_config()).eval()
     return bert_cluster.patch(model, **(settings or {"method": "improved-clustered", "clusters": 3, "topk": 2}))
+
+
+def tiny_classifier(**settings: Any) -> BertForSequenceClassification:
+    """A patched classifier of two labels."""
+    torch.manual_seed(3)
+    return bert_cluster.patch(BertForSequenceClassification(tiny_config()).eval(), **settings)
 
 
 def batch() -> dict[str, torch.Tensor]:

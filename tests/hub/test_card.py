@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import yaml
-from huggingface_hub import EvalResultEntry, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, EvalResultEntry, ModelCard, ModelCardData
 from huggingface_hub import _eval_results as parsers
 from loopback import Hub
-from pushed_models import REPO, tiny_answerer
-from transformers import BertForQuestionAnswering
+from pushed_models import REPO, RESULTS, tiny_answerer, tiny_classifier
+from transformers import BertForQuestionAnswering, BertForSequenceClassification
 
 import bert_cluster
 from bert_cluster import SaveError, push_to_hub, save_pretrained
@@ -27,8 +27,14 @@ def measured() -> BertForQuestionAnswering:
     return tiny_answerer(method="refined-clustered")
 
 
-def card_of(hub: Hub) -> str:
-    return hub.repos[REPO].files()["README.md"].decode()
+@pytest.fixture
+def classifier() -> BertForSequenceClassification:
+    """A classifier with the settings that the demo measured."""
+    return tiny_classifier(method="refined-clustered")
+
+
+def card_of(hub: Hub, repo: str = REPO) -> str:
+    return hub.repos[repo].files()["README.md"].decode()
 
 
 def data_of(card: str) -> ModelCardData:
@@ -38,7 +44,9 @@ def data_of(card: str) -> ModelCardData:
 def test_a_new_card(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
     hub.create("owner/base", {"README.md": "---\nlicense: apache-2.0\n---\n# Base\n"})
     results["data"]["source"] = "rajpurkar/squad validation"
-    pushed = push_to_hub(measured, REPO, results=[results, GLUE], base_model="owner/base")
+    of_a_file = json.loads(RESULTS.read_text())
+    of_a_file["task"]["title"] = "SQuAD v2.0"
+    pushed = push_to_hub(measured, REPO, results=[results, of_a_file], base_model="owner/base")
     data = data_of(card_of(hub))
     assert data.base_model == "owner/base"
     assert data.license == "apache-2.0"
@@ -79,25 +87,51 @@ def test_the_results_table_says_what_was_measured(
     assert "examples/data" not in card_of(hub)
 
 
-def test_the_model_index(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
-    glue = json.loads(GLUE.read_text())
+def index_of(hub: Hub, repo: str = REPO) -> dict[tuple[str | None, str, str], EvalResult]:
+    """Configuration, score and method -> entry of the card's model-index."""
+    found = data_of(card_of(hub, repo)).eval_results or []
+    return {(one.dataset_config, one.metric_type, one.metric_args["attention"]): one for one in found}
+
+
+def test_the_model_index(
+    hub: Hub, measured: BertForQuestionAnswering, classifier: BertForSequenceClassification, results: dict[str, Any]
+) -> None:
     results["data"]["source"] = "rajpurkar/squad validation"
-    glue["data"]["source"] = "nyu-mll/glue qnli validation"
-    push_to_hub(measured, REPO, results=[results, glue])
-    found = data_of(card_of(hub)).eval_results
-    assert found is not None
-    by_name = {(one.dataset_config, one.metric_type, one.metric_args["attention"]): one for one in found}
-    f1 = by_name[None, "f1", "refined-clustered"]
+    push_to_hub(measured, REPO, results=results)
+    assert len(index_of(hub)) == 4
+    f1 = index_of(hub)[None, "f1", "refined-clustered"]
     assert f1.metric_value == pytest.approx(results["methods"]["refined-clustered"]["scores"]["f1"], abs=1e-3)
     assert (f1.dataset_type, f1.task_type, f1.dataset_name) == (
         "rajpurkar/squad",
         "question-answering",
         "SQuAD v1.1, 400 examples",
     )
-    accuracy = by_name["qnli", "accuracy", "full"]
+    glue = json.loads(GLUE.read_text())
+    glue["data"]["source"] = "nyu-mll/glue qnli validation"
+    push_to_hub(classifier, "tester/pairs", results=glue)
+    index = index_of(hub, "tester/pairs")
+    assert len(index) == 2
+    accuracy = index["qnli", "accuracy", "full"]
     assert accuracy.metric_value == pytest.approx(100 * glue["methods"]["full"]["scores"]["accuracy"], abs=1e-3)
     assert (accuracy.dataset_type, accuracy.dataset_split) == ("nyu-mll/glue", "validation")
-    assert len(found) == 6
+
+
+def test_results_of_another_model_are_refused(
+    hub: Hub, measured: BertForQuestionAnswering, classifier: BertForSequenceClassification, results: dict[str, Any]
+) -> None:
+    advice = r"\. Give the results of this model, or leave results out\."
+    with pytest.raises(
+        SaveError, match="measured question answering, and BertForSequenceClassification has no h.*" + advice
+    ):
+        push_to_hub(classifier, REPO, results=results)
+    with pytest.raises(SaveError, match="measured a classifier, and BertForQuestionAnswering is none" + advice):
+        push_to_hub(measured, REPO, results=GLUE)
+    results["model"]["model_type"] = "modernbert"
+    with pytest.raises(SaveError, match="measured a model of the type modernbert, and this one is bert" + advice):
+        push_to_hub(measured, REPO, results=results)
+    assert hub.log == []
+    del results["model"]["model_type"]
+    push_to_hub(measured, REPO, results=results)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +140,7 @@ def test_the_model_index(hub: Hub, measured: BertForQuestionAnswering, results: 
         ({"path": "data/my dev.csv"}, ("my dev.csv", None, None)),
         ({"path": "data/x.JSON"}, ("x.JSON", None, None)),
         ({"path": "a, b/dev.csv"}, ("dev.csv", None, None)),
+        ({"path": "data/mine", "config": "hard", "split": "test"}, ("mine", "hard", "test")),
         ({"path": "rajpurkar/squad", "split": "validation"}, ("squad", None, "validation")),
         ({"dataset": "me/mine", "config": "hard", "split": "test"}, ("me/mine", "hard", "test")),
         ({"dataset": "squad", "split": "validation"}, ("squad", None, "validation")),
@@ -123,10 +158,11 @@ def test_the_recorded_origin_is_what_the_card_says(
     results["data"] |= {"source": "rajpurkar/squad validation", "parts": [{**origin, "examples": 7, "labelled": True}]}
     push_to_hub(measured, REPO, results=results)
     data = data_of(card_of(hub))
+    name, config, split = found
     assert data.datasets == ([part["dataset"]] if "dataset" in part else None)
     assert {
         (one.dataset_type, one.dataset_config, one.dataset_split, one.dataset_name) for one in data.eval_results or []
-    } == {(*found, "SQuAD v1.1, 7 examples")}
+    } == {(name, config or (None if "dataset" in part else "squad"), split, "SQuAD v1.1, 7 examples")}
     assert f"\n7 examples from {' '.join(each for each in found if each)}, at most 384 tokens." in card_of(hub)
 
 
@@ -169,14 +205,14 @@ def test_results_on_a_file_are_not_published_as_the_benchmark(
     assert "rajpurkar" not in card_of(hub) and "/srv" not in card_of(hub)
 
 
-def test_both_parts_of_mnli_are_told_apart(hub: Hub, measured: BertForQuestionAnswering) -> None:
+def test_both_parts_of_mnli_are_told_apart(hub: Hub, classifier: BertForSequenceClassification) -> None:
     glue = json.loads(GLUE.read_text())
     glue["task"] |= {"name": "mnli", "title": "MNLI"}
     glue["data"]["source"] = "nyu-mll/glue mnli validation_matched, nyu-mll/glue mnli validation_mismatched"
     glue["data"]["splits"] = ["validation_matched", "validation_mismatched"]
     for entry in glue["methods"].values():
         entry["scores"]["accuracy_mm"] = 0.5
-    push_to_hub(measured, REPO, results=glue)
+    push_to_hub(classifier, REPO, results=glue)
     found = [one for one in data_of(card_of(hub)).eval_results or [] if one.metric_args == {"attention": "full"}]
     assert {(one.metric_type, one.dataset_split, one.dataset_name) for one in found} == {
         ("accuracy", "validation_matched", "MNLI"),
@@ -185,11 +221,11 @@ def test_both_parts_of_mnli_are_told_apart(hub: Hub, measured: BertForQuestionAn
     places = "nyu-mll/glue mnli validation_matched, nyu-mll/glue mnli validation_mismatched"
     assert f"400 examples from {places}, at most" in card_of(hub)
     glue["data"]["source"] = "data/a.tsv, data/b, c.tsv"
-    push_to_hub(measured, REPO, results=glue)
+    push_to_hub(classifier, REPO, results=glue)
     assert {one.dataset_type for one in data_of(card_of(hub)).eval_results or []} == {"a.tsv, b, c.tsv"}
 
 
-def test_each_part_of_mnli_has_its_own_number_of_examples(hub: Hub, measured: BertForQuestionAnswering) -> None:
+def test_each_part_of_mnli_has_its_own_number_of_examples(hub: Hub, classifier: BertForSequenceClassification) -> None:
     glue = json.loads(GLUE.read_text())
     glue["task"] |= {"name": "mnli", "title": "MNLI", "primary_scores": ["accuracy_mm"]}
     parts = [
@@ -201,12 +237,23 @@ def test_each_part_of_mnli_has_its_own_number_of_examples(hub: Hub, measured: Be
         entry["scores"] = {"accuracy_mm": 0.5}
         if entry["difference_to_full"]:
             entry["difference_to_full"] = {"accuracy_mm": entry["difference_to_full"]["accuracy"]}
-    push_to_hub(measured, REPO, results=glue, benchmark="owner/pairs:mnli")
+    push_to_hub(classifier, REPO, results=glue, benchmark="owner/pairs:mnli")
     found = data_of(card_of(hub)).eval_results or []
     assert {(one.dataset_type, one.dataset_name) for one in found} == {("b.tsv", "MNLI, 24 examples")}
     assert "1,376 examples from a.tsv (without labels), 24 examples from b.tsv, at most" in card_of(hub)
     (entry,) = yaml.safe_load(hub.repos[REPO].files()[".eval_results/bert-cluster-owner--pairs--mnli.yaml"])
     assert entry["notes"].startswith("accuracy_mm with ") and "24 examples" in entry["notes"]
+
+
+def test_files_of_one_name_are_two_data_sets(hub: Hub, classifier: BertForSequenceClassification) -> None:
+    """As in GLUE's own folders: QNLI/dev.tsv and RTE/dev.tsv."""
+    both = [json.loads(GLUE.read_text()) for _ in range(2)]
+    both[1]["task"] |= {"name": "rte", "title": "RTE"}
+    for one in both:
+        one["data"]["source"] = f"glue/{one['task']['title']}/dev.tsv"
+    push_to_hub(classifier, REPO, results=both)
+    found = {(one.dataset_type, one.dataset_config, one.dataset_name) for one in index_of(hub).values()}
+    assert found == {("dev.tsv", "qnli", "QNLI, 400 examples"), ("dev.tsv", "rte", "RTE, 400 examples")}
 
 
 def test_the_benchmark_file_is_valid(hub: Hub, measured: BertForQuestionAnswering, results: dict[str, Any]) -> None:
