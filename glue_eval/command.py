@@ -79,14 +79,14 @@ def _evaluate(options: argparse.Namespace, processes: Processes) -> Callable[[],
         per_token=False,
     )
 
-    def load() -> Any:
+    def load(dtype: str) -> Any:
         from transformers import AutoModelForSequenceClassification
 
         outputs = {number: task.labels[label] for number, label in enumerate(labels.outputs)} or {0: "score"}
-        kwargs: dict[str, Any] = {"dtype": options.dtype, "device": processes.device, "id2label": outputs}
+        kwargs: dict[str, Any] = {"dtype": dtype, "device": processes.device, "id2label": outputs}
         return load_model(checkpoint, AutoModelForSequenceClassification, **kwargs)
 
-    comparison = compare(options, question, checkpoint, methods, processes, load)
+    comparison = compare(options, question, checkpoint, methods, processes, functools.partial(load, options.dtype))
     if processes.is_main:
         predicted = [
             predict(task, parts, labels, method, run) for method, run in zip(methods, comparison.runs, strict=True)

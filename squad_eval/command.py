@@ -107,10 +107,10 @@ def _evaluate(options: argparse.Namespace, processes: Processes) -> Callable[[],
         per_token=True,
     )
 
-    def load() -> Any:
-        return _load(options, checkpoint, processes)
+    def load(dtype: str) -> Any:
+        return _load(checkpoint, dtype, processes)
 
-    comparison = compare(options, question, checkpoint, methods, processes, load)
+    comparison = compare(options, question, checkpoint, methods, processes, functools.partial(load, options.dtype))
     if processes.is_main:
         answered = [
             _answer(options, data, windows, method, run) for method, run in zip(methods, comparison.runs, strict=True)
@@ -141,10 +141,10 @@ def load_data(options: argparse.Namespace, processes: Processes) -> SquadData:
     return data
 
 
-def _load(options: argparse.Namespace, checkpoint: Checkpoint, processes: Processes) -> Any:
+def _load(checkpoint: Checkpoint, dtype: str, processes: Processes) -> Any:
     from transformers import AutoModelForQuestionAnswering
 
-    return load_model(checkpoint, AutoModelForQuestionAnswering, dtype=options.dtype, device=processes.device)
+    return load_model(checkpoint, AutoModelForQuestionAnswering, dtype=dtype, device=processes.device)
 
 
 def _settings(options: argparse.Namespace, length: int) -> dict[str, Any]:

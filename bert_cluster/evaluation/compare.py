@@ -1,6 +1,7 @@
 """Runs all methods of a command over the same batches: loads once, continues what is stored, refuses to mix settings."""
 
 import argparse
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -74,9 +75,10 @@ def compare(
 
     Args:
         options: flags of `options.add_run_options` and `add_model_options`.
-        load: loads the model; called at most once, and not at all where everything is stored.
+        load: loads the model; called at most once, and not at all where everything is stored, unless --dtype is auto.
     """
-    dtype = _dtype(options, checkpoint)
+    load = functools.cache(load)
+    dtype = _dtype(options, processes, load)
     environment = describe_environment(processes.device, processes.count, operators_here(processes.device, dtype))
     model_facts = {
         "name": checkpoint.name,
@@ -191,11 +193,12 @@ def _all_finished(job: Job, methods: Sequence[Method], store: Store) -> bool:
     return all(store.is_finished(method.name, chunk) for method in methods for chunk in range(len(job.plan.chunks)))
 
 
-def _dtype(options: argparse.Namespace, checkpoint: Checkpoint) -> torch.dtype:
+def _dtype(options: argparse.Namespace, processes: Processes, load: Callable[[], PreTrainedModel]) -> torch.dtype:
+    """That of the weights that run: a configuration may name none, or its base's, in which an adapter is not merged."""
     if options.dtype != "auto":
         return getattr(torch, options.dtype)
-    dtype = getattr(checkpoint.config, "dtype", None) or torch.float32
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    with processes.main_first():
+        return load().dtype
 
 
 def _digest(parts: Sequence[Sequence[Input]]) -> str:

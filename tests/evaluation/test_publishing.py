@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 from loopback import READ_TOKEN, WRITE_TOKEN, Hub
+from safetensors.torch import load
 
 import bert_cluster
 import glue_eval.command
@@ -66,6 +68,14 @@ def test_squad_eval_pushes_the_one_method_with_its_results(
     assert f"tester/answers: 6 files in one commit: {hub.url}/tester/answers/commit/" in capsys.readouterr().out
     loaded = bert_cluster.from_pretrained("tester/answers")
     assert {layer.method for layer in bert_cluster.info(loaded).layers} == {"refined-clustered"}
+
+
+def test_what_is_pushed_has_the_type_of_the_checkpoint(hub: Hub, squad: Main, tmp_path: Path) -> None:
+    assert squad("--push_to_hub", "--dtype", "bfloat16") == 0
+    files = hub.repos["tester/answers"].files()
+    assert {tensor.dtype for tensor in load(files["model.safetensors"]).values()} == {torch.float32}
+    assert json.loads(files["config.json"])["dtype"] == "float32"
+    assert json.loads((tmp_path / "answers" / "all_results.json").read_text())["model"]["dtype"] == "bfloat16"
 
 
 def test_glue_eval_pushes_the_method_that_is_named(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import (
+    BertForQuestionAnswering,
     DistilBertConfig,
     DistilBertForQuestionAnswering,
     MPNetConfig,
@@ -210,6 +211,28 @@ def test_a_full_disk_continues_only_what_was_begun(
         assert "'f'. What is finished is stored: the same command continues.\n" in capsys.readouterr().err
         assert main([*command, "--overwrite_output_dir"]) == 2
     assert ": the same command without --overwrite_output_dir continues.\n" in capsys.readouterr().err
+
+
+def test_the_type_that_is_reported_is_the_one_that_ran(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, tokenizer: Any
+) -> None:
+    """config.json may name none, or that of a base into which an adapter is merged in float32."""
+    peft = pytest.importorskip("peft")
+    narrow, adapter, file = tmp_path / "narrow", tmp_path / "adapter", squad_file(3)
+    model = BertForQuestionAnswering.from_pretrained(qa_model).bfloat16()
+    model.save_pretrained(narrow)
+    tokenizer.save_pretrained(narrow)
+    lora = peft.LoraConfig(r=2, target_modules=["query"], task_type="QUESTION_ANS")
+    wrapped = peft.get_peft_model(BertForQuestionAnswering.from_pretrained(narrow), lora)
+    wrapped.save_pretrained(adapter)
+    more = ["--attention", "full", "--dtype", "auto", "--no_plot"]
+    assert main(flags(str(adapter), file, tmp_path / "merged", *more)) == 0
+    assert read(tmp_path / "merged" / "all_results.json")["model"]["dtype"] == "float32"
+    config = read(narrow / "config.json")
+    assert config.pop("dtype") == "bfloat16"
+    (narrow / "config.json").write_text(json.dumps(config))
+    assert main(flags(str(narrow), file, tmp_path / "plain", *more)) == 0
+    assert read(tmp_path / "plain" / "all_results.json")["model"]["dtype"] == "bfloat16"
 
 
 def test_version_2(qa_model: str, squad_file: Callable[..., str], tmp_path: Path) -> None:
