@@ -53,6 +53,16 @@ def check_options(options: argparse.Namespace) -> None:
         raise OptionError("--validation_file and --test_file are both given. Evaluate them one after the other.")
     if options.dataset_name and (options.validation_file or options.test_file):
         raise OptionError("--dataset_name and a local file are both given. Choose one.")
+    if options.do_eval and options.do_predict:
+        raise OptionError(
+            "--do_eval and --do_predict are both given, and a run takes one split. Run the command once with each, into an "
+            "--output_dir of its own."
+        )
+    if options.do_predict and options.validation_file:
+        raise OptionError(
+            "--do_predict takes the test split, and --validation_file is given. Give the file as --test_file, or leave "
+            "--do_predict out."
+        )
     _check_output(options.output_dir)
     if not options.no_plot:
         require_matplotlib()

@@ -90,6 +90,8 @@ def push_method(
         HubError, SaveError: as `bert_cluster.push_to_hub`; the results stay stored.
     """
     model = patch(load("auto"), method.config)
+    if checkpoint.adapter is not None and not Path(checkpoint.name).is_dir():
+        model.config._name_or_path = checkpoint.name  # the card credits where a model was loaded from
     try:
         pushed = push_to_hub(
             model,

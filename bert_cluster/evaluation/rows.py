@@ -54,7 +54,7 @@ class Rows:
     """All rows of one file or split.
 
     Attributes:
-        columns: names of the columns of the first row.
+        columns: names of the columns; in JSON those that any row has.
         class_names: names of the labels in columns that the Hub declares as classes.
     """
 
@@ -157,7 +157,7 @@ def read_rows(path: str | Path) -> Rows:
     rows = reader(path)
     if not rows:
         raise DataError(f"{path}: there are no rows in this file.")
-    return Rows(Source(path=str(path)), rows, tuple(rows[0].values))
+    return Rows(Source(path=str(path)), rows, tuple(dict.fromkeys(name for row in rows for name in row.values)))
 
 
 def parse_json(path: Path, text: str, first_line: int = 1) -> Any:

@@ -243,6 +243,11 @@ def test_max_eval_samples(pair_model: str, mrpc_file: Callable[..., str], tmp_pa
         (["--validation_file_mismatched", "x.jsonl"], "belongs to --task_name mnli"),
         (["--validation_file", "nowhere.tsv"], "nowhere.tsv"),
         (["--label_map", "yes,no"], "yes"),
+        (
+            ["--do_eval", "--do_predict"],
+            "both given, and a run takes one split. Run the command once with each, into an",
+        ),
+        (["--do_predict"], "--validation_file is given. Give the file as --test_file, or leave --do_predict out."),
         (["--task_name", "mnli"], ""),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 from loopback import READ_TOKEN, WRITE_TOKEN, Hub
 from safetensors.torch import load
+from transformers import BertForQuestionAnswering
 
 import bert_cluster
 import glue_eval.command
@@ -68,6 +69,28 @@ def test_squad_eval_pushes_the_one_method_with_its_results(
     assert f"tester/answers: 6 files in one commit: {hub.url}/tester/answers/commit/" in capsys.readouterr().out
     loaded = bert_cluster.from_pretrained("tester/answers")
     assert {layer.method for layer in bert_cluster.info(loaded).layers} == {"refined-clustered"}
+
+
+def test_the_card_of_an_adapter_credits_its_repository(
+    hub: Hub, squad: Main, save_model: Callable[..., str], tmp_path: Path
+) -> None:
+    """Unless another is given, or the card already names one."""
+    peft = pytest.importorskip("peft")
+    base = save_model("qa")
+    lora = peft.LoraConfig(r=2, target_modules=["query"], task_type="QUESTION_ANS")
+    peft.get_peft_model(BertForQuestionAnswering.from_pretrained(base), lora).save_pretrained(tmp_path / "adapter")
+    for name, folder in (("owner/base", Path(base)), ("owner/adapter", tmp_path / "adapter")):
+        hub.create(name, {path.name: path.read_bytes() for path in folder.iterdir()})
+    given = ["--model_name_or_path", "owner/adapter", "--base_model_name_or_path", "owner/base", "--push_to_hub"]
+    given += ["--cache_dir", str(tmp_path / "cache")]
+
+    def credited(*more: str) -> Any:
+        assert squad(*given, *more) == 0
+        return ModelCard(hub.repos["tester/answers"].files()["README.md"].decode()).data.base_model
+
+    assert credited() == "owner/adapter"
+    assert credited("--hub_base_model", "owner/base") == "owner/base"
+    assert credited() == "owner/base"
 
 
 def test_what_is_pushed_has_the_type_of_the_checkpoint(hub: Hub, squad: Main, tmp_path: Path) -> None:

@@ -19,6 +19,11 @@ def flags(model: str, file: str, output: Path, *more: str) -> list[str]:
     [
         (["--test_file", "x.json"], "--validation_file and --test_file are both given"),
         (["--dataset_name", "squad"], "--dataset_name and a local file are both given"),
+        (
+            ["--do_eval", "--do_predict"],
+            "both given, and a run takes one split. Run the command once with each, into an",
+        ),
+        (["--do_predict"], "--validation_file is given. Give the file as --test_file, or leave --do_predict out."),
         (["--device", "tpu9"], "--device must be"),
         (["--attention", "full", "--clusters", "3"], "--clusters changes nothing"),
         (["--base_model_name_or_path", "x"], "is for adapters"),

@@ -218,6 +218,16 @@ def test_errors_name_the_row(row: dict[str, Any], message: str, tmp_path: Path) 
         load_file(file, TASKS["rte"])
 
 
+@pytest.mark.parametrize("unlabelled", [1, 2, 3])
+def test_a_label_that_is_missing_in_any_row_is_told(unlabelled: int, tmp_path: Path) -> None:
+    """In the first, where the columns begin, as in every other."""
+    rows = [{"sentence1": "A", "sentence2": "B", "label": 0} for _ in range(3)]
+    del rows[unlabelled - 1]["label"]
+    message = rf"line {unlabelled}: there is no label in the column 'label', but other rows have one \(1 of 3 rows"
+    with pytest.raises(DataError, match=message):
+        load_file(save(rows, tmp_path / "dev.jsonl"), TASKS["rte"])
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(MissingFileError, match=r"nothing\.tsv: there is no such file"):
         load_file(tmp_path / "nothing.tsv", TASKS["rte"])
