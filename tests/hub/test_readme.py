@@ -44,6 +44,7 @@ def test_they_run(
     code = six_lines()
     assert len([line for line in code.splitlines() if line]) == 6
     upload_base(hub, tokenizer, tmp_path / "base")
+    results["model"]["model_type"] = "distilbert"
     (tmp_path / "output" / "squad").mkdir(parents=True)
     (tmp_path / "output" / "squad" / "all_results.json").write_text(json.dumps(results))
     monkeypatch.chdir(tmp_path)
