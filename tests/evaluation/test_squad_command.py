@@ -326,6 +326,20 @@ def test_other_settings_are_refused_and_other_methods_join(
     assert "cluster_config.clusters was 25 and is now 2" in capsys.readouterr().err
 
 
+def test_another_configuration_is_refused(
+    qa_model: str, squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = flags(qa_model, squad_file(3), tmp_path / "out", "--attention", "full", "--no_plot", "--config_name")
+    for epsilon in ("1e-6", "1e-3"):
+        (tmp_path / epsilon).mkdir()
+        config = {**read(Path(qa_model) / "config.json"), "layer_norm_eps": float(epsilon)}
+        (tmp_path / epsilon / "config.json").write_text(json.dumps(config))
+    assert main([*command, str(tmp_path / "1e-6")]) == 0
+    assert main([*command, str(tmp_path / "1e-6")]) == 0
+    assert main([*command, str(tmp_path / "1e-3")]) == 2
+    assert "holds results of other settings: model.files.config_name was " in capsys.readouterr().err
+
+
 def test_choosing_answers_differently_needs_no_new_run(
     qa_model: str, squad_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -94,6 +94,16 @@ def test_no_data_at_all(qa_model: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert "There is no data" in capsys.readouterr().err
 
 
+def test_a_model_that_was_cut_off(
+    save_model: Callable[..., str], squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = save_model("qa")
+    weights = Path(model) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert main(flags(model, squad_file(2), tmp_path / "out", "--no_plot")) == 2
+    assert f"squad-eval: error: {model}: the model cannot be loaded: " in capsys.readouterr().err
+
+
 def test_an_encoder_without_the_head(
     save_model: Callable[..., str], squad_file: Callable[..., str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
