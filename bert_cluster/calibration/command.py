@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoTokenizer
 
 from bert_cluster.calibration.api import DEFAULT_TARGETS, calibrate
@@ -95,7 +96,7 @@ def load(place: str, dtype: str, device: str, *, head: bool) -> tuple[Any, Any]:
         model, found = kind.from_pretrained(place, dtype=chosen, output_loading_info=True)
         tokenizer = AutoTokenizer.from_pretrained(place)
         model.to(chosen_device)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CalibrationError(f"{place} cannot be loaded: {first}") from error
     if head and found["missing_keys"]:

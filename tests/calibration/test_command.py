@@ -70,6 +70,9 @@ def test_mistakes_are_one_line(saved: Any, text_file: Path, tmp_path: Path, caps
         model, "--texts", text_file, "--text_column", "body", "--device", "gpu"
     )
     assert "cannot be loaded" in error(tmp_path / "nothing", "--texts", text_file, "--text_column", "body")
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert f"{model} cannot be loaded: " in error(model, "--texts", text_file, "--text_column", "body")
     (model / "adapter_config.json").write_text("{}")
     assert "merge_and_unload" in error(model, "--texts", text_file, "--text_column", "body")
     assert not (tmp_path / "out").exists()
