@@ -84,7 +84,7 @@ def method_to_push(options: argparse.Namespace, methods: Sequence[Method], proce
 def push_method(
     options: argparse.Namespace, method: Method, checkpoint: Checkpoint, load: Callable[[str], PreTrainedModel]
 ) -> None:
-    """Load the model once more, in the checkpoint's own type whatever was evaluated, patch it, push it with the results in OUTPUT_DIR, and say where it is.
+    """Load the model once more, in the checkpoint's own type, patch it, push it with the results in OUTPUT_DIR, say where it is.
 
     Raises:
         HubError, SaveError: as `bert_cluster.push_to_hub`; the results stay stored.
