@@ -281,6 +281,16 @@ void run_aligned() {
   launch::full_attention(q, k, k, rows.tokens, {B, H, N, SIZE - 1, 1}, SCALE, out, query_mass, nullptr);
   wrote("full_attention", static_cast<const T*>(out.base), B * H * N * SIZE);
 
+  const Vectors grad_k = random_vectors<T>(H, rows.mask, N, SIZE), grad_v = random_vectors<T>(H, rows.mask, N, SIZE);
+  const Incoming in{random_vectors<T>(H, rows.mask, N, SIZE), q, k, k, rows.tokens, shape, SCALE};
+  float* statistics = memory<float>(B * H * N * 3);
+  launch::row_statistics(in, all_tokens(N), statistics, nullptr);
+  launch::query_gradients(in, all_tokens(N), statistics, nullptr, nullptr, out, nullptr);
+  launch::key_gradients(in, statistics, grad_k, grad_v, nullptr);
+  wrote("grad_q", static_cast<const T*>(out.base), B * H * N * SIZE);
+  wrote("grad_k", static_cast<const T*>(grad_k.base), B * H * N * SIZE);
+  wrote("grad_v", static_cast<const T*>(grad_v.base), B * H * N * SIZE);
+
   int32_t *key_clusters, *top = memory<int32_t>(B * H * C * K);
   const float* scores = normals(B * H * C * N);
   launch::top_keys(scores, rows.tokens, B, H, budgets, top, nullptr);

@@ -81,6 +81,7 @@ def place(file: str, call: str, which: int) -> str:
         *[("attend_matrix.h", BARRIER, which, "") for which in (2, 4, 7, 8, 9)],
         # tiles of the tensor cores
         *[("token_tiles.h", BARRIER, which, "") for which in (2, 3, 4, 5, 6)],
+        ("token_tiles.h", WAIT, 0, "a thread left before its copies had come"),
         # tables of weights, which lie where the tiles do
         ("refined_backward_tiles.h", BARRIER, 6, ""),
         ("refined_tail_backward.cu", BARRIER, 4, ""),
