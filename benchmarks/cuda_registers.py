@@ -22,8 +22,6 @@ RESULTS = ROOT / "benchmarks" / "results" / "cuda-registers.json"
 WANTED = ("80", "86", "89", "90", "100", "120")
 """The default list of architectures."""
 FLAGS = ("-std=c++20", "-O3", "-fmad=false", "-Xptxas=-v", "-Xcompiler=-Wall,-Wextra")
-TOGETHER = "--threads=2"
-"""Two architectures at a time."""
 KERNEL = re.compile(
     r"Compiling entry function '(?P<name>\w+)' for 'sm_(?P<architecture>\d+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -49,15 +47,15 @@ def known_architectures(nvcc: str) -> list[str]:
     return [one for one in WANTED if f"compute_{one}" in listed]
 
 
-def as_built(architectures: Sequence[str]) -> list[list[str]]:
-    """Each with an intermediate code of its own."""
-    return [[one] for one in architectures]
-
-
 def command(nvcc: str, groups: Sequence[Sequence[str]], source: Path, target: Path, *others: str) -> list[str]:
     """Flags of the build, but without the host's part; each group of architectures has one intermediate code, of its first."""
     codes = [f"-gencode=arch=compute_{group[0]},code=[{','.join(f'sm_{one}' for one in group)}]" for group in groups]
     return [nvcc, *FLAGS, *codes, *others, "-fatbin", str(source), "-o", str(target)]
+
+
+def build_command(nvcc: str, architectures: Sequence[str], source: Path, target: Path) -> list[str]:
+    """As a build does it, each architecture with an intermediate code of its own; two at a time."""
+    return command(nvcc, [[one] for one in architectures], source, target, "--threads=2")
 
 
 def usages(output: str) -> list[Usage]:
@@ -115,7 +113,7 @@ def measure(nvcc: str, before: Mapping[str, Any]) -> dict[str, Any]:
     version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
     match = re.search(r"release [\d.]+, (V[\d.]+)", version)
     report: dict[str, Any] = {
-        "command": shlex.join(command("nvcc", as_built(architectures), Path("FILE.cu"), Path("FILE.fatbin"), TOGETHER)),
+        "command": shlex.join(build_command("nvcc", architectures, Path("FILE.cu"), Path("FILE.fatbin"))),
         "nvcc": match[1] if match else version.strip(),
         "architectures": [dotted(one) for one in architectures],
         "sources": {},
@@ -138,7 +136,7 @@ def measure(nvcc: str, before: Mapping[str, Any]) -> dict[str, Any]:
 def measure_file(nvcc: str, architectures: Sequence[str], source: Path) -> dict[str, dict[str, dict[str, int]]]:
     """Kernel -> architecture -> what it takes."""
     with tempfile.TemporaryDirectory() as folder:
-        compiled = command(nvcc, as_built(architectures), source, Path(folder, "kernels.fatbin"), TOGETHER)
+        compiled = build_command(nvcc, architectures, source, Path(folder, "kernels.fatbin"))
         made = subprocess.run(compiled, capture_output=True, text=True)
     if made.returncode:
         sys.exit(made.stderr)

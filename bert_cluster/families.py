@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from bert_cluster.errors import UnsupportedModelError
 
@@ -189,9 +189,9 @@ def padded_by_addition(module: nn.Module) -> bool:
     return getattr(getattr(module, "config", None), "model_type", None) in ADDITIVE_PADDING
 
 
-def configs_of(model: nn.Module) -> Iterator[tuple[Any, object]]:
-    """Every module that holds a configuration, with it."""
+def configs_of(model: nn.Module) -> Iterator[tuple[Any, PretrainedConfig]]:
+    """Every module that holds a configuration of transformers, with it."""
     for module in model.modules():
         config = vars(module).get("config")
-        if config is not None:
+        if isinstance(config, PretrainedConfig):
             yield module, config

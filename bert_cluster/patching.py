@@ -290,7 +290,7 @@ def _own_configs(model: nn.Module, encoder: PreTrainedModel) -> list[OwnConfig]:
     inside = set(encoder.modules())
     made: dict[int, OwnConfig] = {}
     for module, config in list(configs_of(model)):
-        if isinstance(config, PretrainedConfig) and (id(config) in memo or module in inside):
+        if id(config) in memo or module in inside:
             own = copy.deepcopy(config, memo)
             made[id(config)] = OwnConfig(own, config, copy.deepcopy(vars(config)))
             module.config = own

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from bert_cluster.errors import ConfigError, ExtendedPositionsWarning, UnsupportedModelError
 from bert_cluster.families import attention_modules, configs_of, encoder_of
@@ -93,7 +93,7 @@ def extend_positions(model: Model, tokenizer: Any, max_positions: int, *, how: s
     found.table.weight = nn.Parameter(longer, requires_grad=found.table.weight.requires_grad)
     found.table.num_embeddings = rows
     for _, config in configs_of(encoder):
-        if isinstance(config, PretrainedConfig) and getattr(config, "max_position_embeddings", None) == before:
+        if getattr(config, "max_position_embeddings", None) == before:
             config.max_position_embeddings = rows
     _extend_buffers(encoder, before, rows)
     for each in tokenizers:

@@ -105,7 +105,7 @@ class Laboratory:
         start = time.perf_counter()
         for batch in self.parts[part].batches:
             run(**batch.inputs)
-        synchronize(self.session.encoder.device)
+        synchronize(encoder.device)
         return time.perf_counter() - start
 
 

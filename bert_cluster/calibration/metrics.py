@@ -170,9 +170,8 @@ def beyond_sampling(metric: str, value: float, bounds: tuple[float, float] | Non
 
 
 def _clopper_pearson(successes: int, count: int, tail: float) -> tuple[float, float]:
-    def exactly(
-        k: int, share: float
-    ) -> float:  # by logarithms: the number of ways alone is no float from some 1,000 on
+    def exactly(k: int, share: float) -> float:
+        # by logarithms: from some 1,000 on the number of ways alone is too large for a float
         ways = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
         return math.exp(ways + k * math.log(share) + (count - k) * math.log1p(-share))
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from bert_cluster import dispatch
 from bert_cluster.config import ClusterConfig, LayerSettings
@@ -106,7 +106,7 @@ def _set_aside(model: nn.Module, encoder: PreTrainedModel, modules: tuple[Attent
                 setattr(module, dispatch.LAYER, layer)
                 _set_planes(module, planes)
         return
-    found = {id(config): config for _, config in configs_of(model) if isinstance(config, PretrainedConfig)}
+    found = {id(config): config for _, config in configs_of(model)}
     configs = [(config, dict(vars(config))) for config in found.values()]
     patch(model, ClusterConfig())
     try:

@@ -67,16 +67,16 @@ def encode(tokenizer: Any, texts: Sequence[Text], max_tokens: int) -> list[dict[
         CalibrationError: something that is neither a text nor a pair of them, or no tokens at all.
     """
     encoded = []
-    for number, text in enumerate(texts):
-        pair = (text,) if isinstance(text, str) else tuple(text) if isinstance(text, tuple | list) else ()
-        if len(pair) not in (1, 2) or not all(isinstance(part, str) for part in pair):
-            raise CalibrationError(
-                f"texts[{number}] must be a text or a pair of texts, got {type(text).__name__}: {text!r:.80}."
-            )
-        with unchanged(tokenizer):
+    with unchanged(tokenizer):
+        for number, text in enumerate(texts):
+            pair = (text,) if isinstance(text, str) else tuple(text) if isinstance(text, tuple | list) else ()
+            if len(pair) not in (1, 2) or not all(isinstance(part, str) for part in pair):
+                raise CalibrationError(
+                    f"texts[{number}] must be a text or a pair of texts, got {type(text).__name__}: {text!r:.80}."
+                )
             tokens = tokenizer(*pair, truncation=True, max_length=max_tokens, return_attention_mask=True)
-        if len(tokens["input_ids"]):
-            encoded.append({name: list(values) for name, values in tokens.items()})
+            if len(tokens["input_ids"]):
+                encoded.append({name: list(values) for name, values in tokens.items()})
     if not encoded:
         raise CalibrationError("The tokenizer finds no token in any of the texts. Give texts that are not empty.")
     return encoded
